@@ -1,0 +1,3 @@
+"""nbsgl: SGLang made native to the notebook."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,482 @@
+"""The nouns every room shares, as msgspec structs, and `Backend`: the waist between language and engine.
+
+A program is a set of *branches*; a branch grows by nodes, in the order they are submitted.  What the language sends is
+a list of `Node`s (`Run.submit`); what comes back is a stream of `Event`s.  Branch and slot numbers are chosen by the
+caller and are unique within one run; a *slot* is the place of one sampled result (a `gen` or a `select`).
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from array import array
+from collections.abc import Callable, Sequence
+from typing import Literal, Protocol, runtime_checkable
+
+import msgspec
+
+from nbsgl.errors import ParameterError
+
+PROTOCOL_VERSION = 1
+
+# ---- token ids on the wire -------------------------------------------------------------------------------------------
+
+
+def pack_ids(ids: Sequence[int]) -> bytes:
+    """Token ids as little-endian int32 bytes."""
+    packed = array("i", ids)
+    if sys.byteorder == "big":
+        packed.byteswap()
+    return packed.tobytes()
+
+
+def unpack_ids(data: bytes) -> list[int]:
+    """The inverse of `pack_ids`; ValueError if the length is no multiple of four."""
+    ids = array("i")
+    ids.frombytes(data)
+    if sys.byteorder == "big":
+        ids.byteswap()
+    return ids.tolist()
+
+
+# ---- sampling --------------------------------------------------------------------------------------------------------
+
+
+def _check(ok: bool, name: str, value: object, allowed: str) -> None:
+    if not ok:
+        raise ParameterError(name=name, value=value, allowed=allowed, hint=f"For example: {name}=... ({allowed}).")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How one sampled run is drawn and where it ends.  Checked when made; `ParameterError` names value and limit.
+
+    `max_tokens="fit"` means as many as fit the context.  `top_k=-1` means all.  A `seed` of None is replaced by a drawn
+    one before it reaches the worker.  `logprob_start_len=-1` asks for no log-probabilities of the prompt.
+    """
+
+    max_tokens: int | Literal["fit"] = 128
+    min_tokens: int = 0
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1
+    min_p: float = 0.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logit_bias: dict[int, float] = {}
+    seed: int | None = None
+    return_logprob: bool = False
+    logprob_start_len: int = -1
+    top_logprobs_num: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_tokens != "fit":
+            _check(
+                _is_int(self.max_tokens) and self.max_tokens >= 0,
+                "max_tokens",
+                self.max_tokens,
+                "an int >= 0, or 'fit'",
+            )
+            fits = _is_int(self.min_tokens) and 0 <= self.min_tokens <= self.max_tokens
+            _check(fits, "min_tokens", self.min_tokens, f"0..max_tokens ({self.max_tokens})")
+        else:
+            _check(_is_int(self.min_tokens) and self.min_tokens >= 0, "min_tokens", self.min_tokens, "an int >= 0")
+        _check(_is_int(self.n) and 1 <= self.n <= 128, "n", self.n, "1..128")
+        _check(_is_number(self.temperature) and self.temperature >= 0, "temperature", self.temperature, "a number >= 0")
+        _check(_is_number(self.top_p) and 0 < self.top_p <= 1, "top_p", self.top_p, "0 < top_p <= 1")
+        _check(_is_int(self.top_k) and (self.top_k == -1 or self.top_k >= 1), "top_k", self.top_k, "-1 (all) or >= 1")
+        _check(_is_number(self.min_p) and 0 <= self.min_p <= 1, "min_p", self.min_p, "0..1")
+        for name in ("frequency_penalty", "presence_penalty"):
+            value = getattr(self, name)
+            _check(_is_number(value) and -2 <= value <= 2, name, value, "-2..2")
+        value = self.repetition_penalty
+        _check(_is_number(value) and 0 < value <= 2, "repetition_penalty", value, "0 < repetition_penalty <= 2")
+        _check(len(self.stop) <= 32, "stop", self.stop, "at most 32 strings")
+        for text in self.stop:
+            good = isinstance(text, str) and 0 < len(text.encode()) <= 1024
+            _check(good, "stop", text, "non-empty strings of at most 1,024 bytes")
+        _check(
+            all(_is_int(t) and t >= 0 for t in self.stop_token_ids), "stop_token_ids", self.stop_token_ids, "ids >= 0"
+        )
+        _check(len(self.logit_bias) <= 1024, "logit_bias", len(self.logit_bias), "at most 1,024 entries")
+        for token, bias in self.logit_bias.items():
+            _check(_is_int(token) and token >= 0, "logit_bias", token, "token ids >= 0 as keys")
+            _check(_is_number(bias) and -100 <= bias <= 100, "logit_bias", bias, "-100..100")
+        _check(self.seed is None or _is_int(self.seed), "seed", self.seed, "an int")
+        good = _is_int(self.logprob_start_len) and self.logprob_start_len >= -1
+        _check(good, "logprob_start_len", self.logprob_start_len, ">= 0, or -1 for the output only")
+        good = _is_int(self.top_logprobs_num) and 0 <= self.top_logprobs_num <= 128
+        _check(good, "top_logprobs_num", self.top_logprobs_num, "0..128")
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature < 1e-6
+
+
+class GrammarSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which texts a sampled run may become: the kind and its text (JSON schemas as JSON text, property order kept)."""
+
+    kind: Literal["regex", "json_schema"]
+    text: str
+
+
+# ---- nodes: what a program submits -----------------------------------------------------------------------------------
+
+
+class Node(msgspec.Struct, frozen=True, tag=True, kw_only=True, forbid_unknown_fields=True):
+    """One growth of one branch.  Nodes of a branch are carried out in the order they were submitted."""
+
+    branch: int
+
+
+class Root(Node, frozen=True, tag=True, kw_only=True):
+    """A new, empty branch."""
+
+
+class Fork(Node, frozen=True, tag=True, kw_only=True):
+    """A new branch that starts as a copy of `parent` as it will be when all nodes submitted for it so far are done."""
+
+    parent: int
+
+
+class Text(Node, frozen=True, tag=True, kw_only=True):
+    """Forced text.  With `parse_special`, special tokens written in it count; without, it is characters only."""
+
+    text: str
+    parse_special: bool = False
+
+
+class Tokens(Node, frozen=True, tag=True, kw_only=True):
+    """Forced token ids (`pack_ids`).  Closes the open run before it."""
+
+    ids: bytes
+
+
+class Gen(Node, frozen=True, tag=True, kw_only=True):
+    """A sampled run.  With `stream`, its text comes in `Chunk`s too; `name` is for messages and views."""
+
+    slot: int
+    params: SamplingParams
+    grammar: GrammarSpec | None = None
+    stream: bool = False
+    name: str | None = None
+
+
+class Select(Node, frozen=True, tag=True, kw_only=True):
+    """Score every choice after the branch's text, append the winner as text.
+
+    `method` is a name of `scoring.METHODS`, or "ask": then the scores come back in `SelectDone` with index -1 and the
+    branch waits for a `Choose`.  `temperature` > 0 draws with probability softmax(score / temperature).
+    """
+
+    slot: int
+    choices: tuple[str, ...]
+    method: str = "token_length_normalized"
+    needs_unconditional: bool = False
+    temperature: float = 0.0
+    seed: int | None = None
+    name: str | None = None
+
+
+class Choose(Node, frozen=True, tag=True, kw_only=True):
+    """The answer to a select with method "ask": append choice `index`."""
+
+    slot: int
+    index: int
+
+
+class Append(Node, frozen=True, tag=True, kw_only=True):
+    """Append the tokens which branch `source` grew since it was forked (never re-tokenised), once `source` is idle."""
+
+    source: int
+
+
+class Close(Node, frozen=True, tag=True, kw_only=True):
+    """No node follows on this branch: what the engine holds for it is freed when its nodes are done."""
+
+
+AnyNode = Root | Fork | Text | Tokens | Gen | Select | Choose | Append | Close
+
+
+# ---- events: what comes back -----------------------------------------------------------------------------------------
+
+TokenLogprob = tuple[float | None, int, str | None]
+"""(log-probability, token id, token's text); None as probability for the first token of a sequence."""
+
+
+class Finish(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a run ended.  `matched` is the stop string or token id that was met; `length` the limit reached."""
+
+    type: Literal["stop", "length", "abort", "error"]
+    matched: str | int | None = None
+    length: int | None = None
+
+
+class Logprobs(msgspec.Struct, frozen=True, kw_only=True):
+    """Log-probabilities of consecutive tokens, and the best `top_logprobs_num` candidates per position."""
+
+    tokens: list[TokenLogprob] = []
+    top: list[list[TokenLogprob] | None] = []
+
+
+class GenResult(msgspec.Struct, frozen=True, kw_only=True):
+    """The end of one sampled run.
+
+    `cached_tokens` counts prompt tokens whose KV was there already (from the tree, or from this branch's own earlier
+    steps); `prefill_cached` and `prefill_computed` count what was taken from the tree and what was computed for this
+    segment and the forced run before it, so their sums over a run's slots are its cache statistics.  Times in seconds.
+    """
+
+    text: str
+    ids: bytes
+    finish: Finish
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    prefill_cached: int = 0
+    prefill_computed: int = 0
+    seed: int = 0
+    queued_s: float = 0.0
+    ttft_s: float = 0.0
+    e2e_s: float = 0.0
+    complete: bool = True
+    output_logprobs: Logprobs | None = None
+    input_logprobs: Logprobs | None = None
+
+
+class Event(msgspec.Struct, frozen=True, tag=True, kw_only=True, forbid_unknown_fields=True):
+    """Something that happened to one branch."""
+
+    branch: int
+
+
+class Chunk(Event, frozen=True, tag=True, kw_only=True):
+    """New text (whole characters only, nothing that may still be cut off by a stop string) of a streaming `Gen`."""
+
+    slot: int
+    text: str
+    ids: bytes = b""
+    logprobs: Logprobs | None = None
+
+
+class GenDone(Event, frozen=True, tag=True, kw_only=True):
+    """A `Gen` has ended; `results` has `n` entries and the branch goes on with the first."""
+
+    slot: int
+    results: list[GenResult]
+
+
+class SelectDone(Event, frozen=True, tag=True, kw_only=True):
+    """A `Select` has been scored and decided (`index` -1: waiting for `Choose`).
+
+    Per choice: its tokens' log-probabilities, and those of the same tokens as a sequence of their own if asked.
+    """
+
+    slot: int
+    index: int
+    scores: list[float]
+    token_logprobs: list[list[TokenLogprob]]
+    unconditional: list[list[TokenLogprob]] | None = None
+    prompt_tokens: int = 0
+    prefill_cached: int = 0
+    prefill_computed: int = 0
+    e2e_s: float = 0.0
+    seed: int | None = None
+
+
+class BranchFailed(Event, frozen=True, tag=True, kw_only=True):
+    """A node of the branch failed (`slot` is the slot that failed, -1 if none): its later nodes were dropped.
+
+    `error` is `errors.encode`'s data.  `partial` is what the failed slot had generated.
+    """
+
+    slot: int = -1
+    error: dict[str, object]
+    partial: str = ""
+
+
+AnyEvent = Chunk | GenDone | SelectDone | BranchFailed
+
+
+# ---- the engine as seen from outside ---------------------------------------------------------------------------------
+
+
+class RoleFormat(msgspec.Struct, frozen=True):
+    """The text before and after a message of one role; special tokens in it count."""
+
+    prefix: str
+    suffix: str
+
+
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What the language needs to know of the model behind a backend."""
+
+    model: str
+    context_length: int
+    vocab_size: int
+    roles: dict[str, RoleFormat]
+    stop: tuple[str, ...] = ()
+    default_system: str | None = None
+    template: str = "model"
+    device: str = "cpu"
+    dtype: str = "float32"
+    device_reason: str = ""
+    num_parameters: int = 0
+    has_vision: bool = False
+    versions: dict[str, str] = {}
+
+
+class TreeNode(msgspec.Struct, frozen=True, kw_only=True):
+    """One node of the prefix tree: a run of tokens; `age_s` since its last use; `text` its first characters."""
+
+    id: int
+    parent: int
+    num_tokens: int
+    locks: int
+    hits: int
+    age_s: float
+    depth: int
+    parked: bool = False
+    text: str = ""
+
+
+class EngineSnapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """A frozen, JSON-ready picture of the engine.  Slots count tokens; rates are tokens per second over 10 s."""
+
+    time: float
+    uptime_s: float
+    info: ModelInfo
+    epoch: int
+    health: bool
+    policy: str
+    slots_total: int
+    slots_free: int
+    slots_in_tree: int
+    slots_owned: int
+    slots_quarantined: int = 0
+    slots_evictable: int = 0
+    running: int
+    waiting: int
+    parked: int
+    steps: int
+    last_step_ms: float = 0.0
+    prefill_tokens_computed: int
+    prefill_tokens_cached: int
+    decode_tokens: int
+    hit_rate: float
+    prefill_tok_s: float = 0.0
+    decode_tok_s: float = 0.0
+    retractions: int = 0
+    evicted_tokens: int = 0
+    clients: int = 0
+    counters: dict[str, int] = {}
+    tree: list[TreeNode] | None = None
+
+
+# ---- a run as seen from outside -------------------------------------------------------------------------------------
+
+Status = Literal["queued", "running", "done", "failed", "aborted"]
+
+
+class SegmentView(msgspec.Struct, frozen=True, kw_only=True):
+    """One piece of a branch as a view shows it.
+
+    kind "forced": `text` is prompt text (`role` is the role it stands in, `is_markup` the role's own prefix or suffix);
+    "gen": `text` is what has been generated so far; "select": `choices` with their `scores`, `chosen` the winner.
+    Times are seconds since the run began; None where not reached yet.
+    """
+
+    kind: Literal["forced", "gen", "select"]
+    status: Status = "done"
+    text: str = ""
+    name: str | None = None
+    role: str | None = None
+    is_markup: bool = False
+    num_tokens: int = 0
+    finish: Finish | None = None
+    choices: tuple[str, ...] = ()
+    scores: tuple[float, ...] = ()
+    chosen: int = -1
+    prefill_cached: int = 0
+    prefill_computed: int = 0
+    queued_at: float | None = None
+    first_at: float | None = None
+    ended_at: float | None = None
+    error: str | None = None
+
+
+class BranchView(msgspec.Struct, frozen=True, kw_only=True):
+    """One branch: the segments it grew itself.  It began as a copy of `parent`'s first `fork_at` segments."""
+
+    id: int
+    parent: int | None = None
+    fork_at: int = 0
+    status: Status = "queued"
+    segments: list[SegmentView] = []
+
+
+class RunView(msgspec.Struct, frozen=True, kw_only=True):
+    """A picture of one run: its branches, variables as text, and its totals.  JSON-ready, so it can be saved."""
+
+    title: str = ""
+    status: Status = "queued"
+    elapsed_s: float = 0.0
+    branches: list[BranchView] = []
+    variables: dict[str, str] = {}
+    prefill_cached: int = 0
+    prefill_computed: int = 0
+    generated: int = 0
+    error: str | None = None
+
+
+# ---- the waist -------------------------------------------------------------------------------------------------------
+
+Listener = Callable[[list[AnyEvent]], None]
+"""Called with new events, in order, on the backend's own thread: it must return at once and never raise."""
+
+
+@runtime_checkable
+class Run(Protocol):
+    """One program's conversation with a backend."""
+
+    def submit(self, nodes: Sequence[AnyNode]) -> None:
+        """Queue nodes; returns at once.  Raises `EngineError` if the backend is gone, `WrongProcess` after a fork."""
+
+    def abort(self, branches: Sequence[int] | None = None, by: str = "the caller") -> None:
+        """End these branches (None: all) now; each unfinished one answers with `BranchFailed(Aborted)`."""
+
+    def close(self) -> None:
+        """Nothing more will be submitted or listened to; everything the run still holds is freed.  Idempotent."""
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """Whatever can run branches of segments: the engine's handle, a remote server, a fake."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """The model behind it.  May start the engine, and then waits for it."""
+
+    def open_run(self, listener: Listener) -> Run:
+        """Begin a run.  If the backend dies, every unfinished branch gets `BranchFailed` with the reason."""
+
+    def snapshot(self, *, tree: bool = False) -> EngineSnapshot:
+        """A picture of the engine now; with `tree`, the prefix tree too."""
+
+    def flush_cache(self) -> bool:
+        """Drop every cached prefix nobody uses.  False if there is no cache to flush."""
+
+    def close(self) -> None:
+        """Let go of the backend.  Idempotent."""
