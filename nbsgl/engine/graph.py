@@ -1,0 +1,671 @@
+"""Program graphs in `front`: nodes come in, segments go to the worker, updates come back, events go out.
+
+One thread, no sockets: `send` and `emit` are given.  A branch's nodes are carried out in order, as far ahead as they
+can be: text collects in the open run; a `Gen` closes the run, which is encoded once, and both go to the worker as
+segments of one sequence, however many gens follow each other.  Only a `Select` (its winner is part of the open run), an
+`Append`, and a fork after a run that a stop string may cut wait for what the worker answers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Iterable, Sequence
+
+import msgspec
+
+from nbsgl import errors
+from nbsgl.engine import grammar
+from nbsgl.engine.branches import Branch, Cell, Posted, Run
+from nbsgl.engine.segments import (
+    AbortSeqs,
+    CloseSeq,
+    Extend,
+    Forced,
+    Open,
+    Sampled,
+    Segment,
+    TokenScores,
+    ToWorker,
+    Update,
+)
+from nbsgl.engine.slots import GenSlot, SelectSlot, Slot
+from nbsgl.engine.text import TextCodec
+from nbsgl.errors import (
+    NbsglError,
+    ParameterError,
+    ProgramError,
+    RequestTooLarge,
+    RequestTooLong,
+    TooManyBranches,
+    UsageError,
+)
+from nbsgl.protocol import (
+    AnyEvent,
+    AnyNode,
+    Append,
+    BranchFailed,
+    Choose,
+    Close,
+    Fork,
+    Gen,
+    Root,
+    SamplingParams,
+    Select,
+    Text,
+    Tokens,
+    pack_ids,
+    unpack_ids,
+)
+
+MAX_BRANCHES = 4096  # per run
+MAX_DEPTH = 64
+MAX_SEGMENTS = 65_536  # per branch
+MAX_TEXT_BYTES = 16 << 20  # of one node
+MAX_CHOICES = 1024
+
+Key = tuple[object, int]  # client, run number
+
+
+class GraphRunner:
+    """Carries out the runs of all clients.
+
+    `codec` is None for an engine without a tokenizer (then only `Tokens` nodes and token results exist);
+    `send` takes messages for the worker, `emit` events for one run of one client.
+    """
+
+    def __init__(
+        self,
+        codec: TextCodec | None,
+        *,
+        send: Callable[[ToWorker], None],
+        emit: Callable[[object, int, list[AnyEvent]], None],
+        context_length: int,
+        vocab_size: int,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.codec, self._send, self._emit = codec, send, emit
+        self.context_length, self.vocab_size = context_length, vocab_size
+        self._rng = rng or random.SystemRandom()
+        self._runs: dict[Key, Run] = {}
+        self._seqs = itertools.count()
+        self._routes: dict[int, tuple[Branch, Callable[[Update], None]]] = {}
+        self._events: dict[Key, list[AnyEvent]] = {}
+
+    # ---- from clients ------------------------------------------------------------------------------------------------
+
+    def submit(self, client: object, run: int, nodes: Sequence[AnyNode]) -> None:
+        """Take nodes of one run and carry out what can be.  Never raises: what is wrong fails its branch."""
+        owner = self._runs.setdefault((client, run), Run((client, run)))
+        touched: dict[int, Branch] = {}
+        for node in nodes:
+            try:
+                branch = self._place(owner, node)
+                touched[id(branch)] = branch
+            except NbsglError as error:
+                self._tell(owner, _failed(node, errors.encode(error)))
+        for branch in touched.values():
+            self._advance(branch)
+        self._flush()
+
+    def abort(self, client: object, run: int, branches: Sequence[int] | None, by: str) -> None:
+        """End these branches (None: all of the run); each unfinished one answers with `Aborted`."""
+        owner = self._runs.get((client, run))
+        if owner is None:
+            return
+        chosen = list(owner.branches.values() if branches is None else map(owner.branches.get, branches))
+        error = errors.encode(errors.Aborted(by=by))
+        for branch in chosen:
+            if branch is not None and not branch.is_idle:
+                self._fail(branch, error)
+        self._flush()
+
+    def close_run(self, client: object, run: int) -> None:
+        """Free everything the run holds; nothing more is told."""
+        owner = self._runs.pop((client, run), None)
+        if owner:
+            self._drop(owner.branches.values())
+            self._events.pop(owner.key, None)
+
+    def drop_client(self, client: object) -> None:
+        """The client is gone: free all its runs."""
+        for key in [key for key in self._runs if key[0] == client]:
+            self.close_run(*key)
+
+    # ---- from the worker ---------------------------------------------------------------------------------------------
+
+    def on_updates(self, updates: Iterable[Update]) -> None:
+        """Take the news of one step, tell whoever waits, and carry out what they unblock."""
+        for update in updates:
+            route = self._routes.get(update.seq)
+            if route is None:
+                continue  # of a sequence that was aborted meanwhile
+            branch, take = route
+            if update.error is not None:
+                slot = branch.posted[update.segment].slot if update.segment in branch.posted else branch.slot
+                self._fail(branch, update.error, slot)
+            else:
+                take(update)
+                self._advance(branch)
+        self._flush()
+
+    def worker_died(self, error: NbsglError) -> None:
+        """Everything under way fails with `error`; idle branches go on from their tokens with the next worker."""
+        data = errors.encode(error)
+        for owner in list(self._runs.values()):
+            for branch in list(owner.branches.values()):
+                if not branch.is_idle and branch.error is None:
+                    self._fail(branch, data)
+                branch.is_lost = True
+        self._routes.clear()
+        self._flush()
+
+    @property
+    def num_unfinished(self) -> int:
+        """Branches with something still to do."""
+        return sum(not b.is_idle for run in self._runs.values() for b in run.branches.values() if b.error is None)
+
+    # ---- taking nodes in ---------------------------------------------------------------------------------------------
+
+    def _place(self, run: Run, node: AnyNode) -> Branch:
+        """Put the node in the queue it belongs to (a fork: its parent's) and return that branch."""
+        if isinstance(node, Root):
+            return self._new(run, node.branch)
+        if isinstance(node, Fork):
+            parent = self._known(run, node.parent)
+            child = self._new(run, node.branch, parent)
+            if parent.error is not None:
+                self._fail(child, parent.error)
+                return child
+            parent.nodes.append(node)
+            parent.children.append(child)
+            return parent
+        branch = self._known(run, node.branch)
+        if isinstance(node, Choose):
+            self._choose(branch, node)
+            return branch
+        if isinstance(node, Close):
+            branch.is_closed = True
+            return branch
+        if branch.error is not None:
+            self._tell(run, _failed(node, branch.error))
+            return branch
+        branch.num_nodes += 1
+        if branch.num_nodes > MAX_SEGMENTS:
+            raise TooManyBranches(what="segments of one branch", n=branch.num_nodes, limit=MAX_SEGMENTS)
+        if isinstance(node, Append):
+            self._known(run, node.source).readers += 1
+        branch.nodes.append(node)
+        return branch
+
+    def _new(self, run: Run, number: int, parent: Branch | None = None) -> Branch:
+        if number in run.branches:
+            raise ProgramError(f"branch {number} exists already in this run")
+        if len(run.branches) >= MAX_BRANCHES:
+            raise TooManyBranches(what="branches of one run", n=len(run.branches) + 1, limit=MAX_BRANCHES)
+        depth = parent.depth + 1 if parent else 0
+        if depth > MAX_DEPTH:
+            raise TooManyBranches(what="fork depth", n=depth, limit=MAX_DEPTH)
+        branch = run.branches[number] = Branch(number, run, parent=parent, depth=depth, is_born=parent is None)
+        return branch
+
+    def _known(self, run: Run, number: int) -> Branch:
+        try:
+            return run.branches[number]
+        except KeyError:
+            raise ProgramError(f"branch {number} is not open in this run") from None
+
+    # ---- carrying out ------------------------------------------------------------------------------------------------
+
+    def _advance(self, branch: Branch) -> None:
+        """Carry out the branch's nodes until one has to wait; then wake those who waited for this branch."""
+        while branch.nodes and branch.is_born and branch.slot is None and branch.error is None:
+            try:
+                if not self._carry_out(branch, branch.nodes[0]):
+                    break
+            except NbsglError as error:
+                self._fail(branch, errors.encode(error), node=branch.nodes[0])
+                break
+            if branch.nodes:  # a node that failed has emptied the queue
+                branch.nodes.popleft()
+        if branch.is_idle or branch.error is not None:
+            self._wake(branch)
+            if branch.is_closed and not branch.readers:
+                self._forget(branch)
+
+    def _carry_out(self, branch: Branch, node: AnyNode) -> bool:
+        """False: the node has to wait."""
+        match node:
+            case Text():
+                if len(node.text) > MAX_TEXT_BYTES:
+                    raise RequestTooLarge(what="text of one node", n=len(node.text), limit=MAX_TEXT_BYTES)
+                if node.text:
+                    piece = (node.text, node.parse_special)
+                    branch.run.append(piece)
+                    branch.own.append(piece)
+                return True
+            case Tokens():
+                self._post_tokens(branch, self._checked_ids(node.ids))
+                return True
+            case Gen():
+                return self._gen(branch, node)
+            case Select():
+                return self._select(branch, node)
+            case Fork():
+                return self._fork(branch, node)
+            case Append():
+                return self._append(branch, node)
+        raise ProgramError(f"a {type(node).__name__} cannot stand here")
+
+    def _checked_ids(self, data: bytes) -> list[int]:
+        if len(data) % 4:
+            raise ParameterError(name="input_ids", value=f"{len(data)} bytes", allowed="int32 token ids")
+        ids = unpack_ids(data)
+        for token in ids:
+            if not 0 <= token < self.vocab_size:
+                raise ParameterError(name="input_ids", value=token, allowed=f"0..{self.vocab_size - 1}")
+        return ids
+
+    # ---- gen ---------------------------------------------------------------------------------------------------------
+
+    def _gen(self, branch: Branch, node: Gen) -> bool:
+        wants_prompt = node.params.return_logprob and node.params.logprob_start_len >= 0
+        if (wants_prompt and branch.posted) or (node.params.n > 1 and branch.may_be_cut):
+            return False
+        params = self._resolved(node.params)
+        if node.grammar:
+            if self.codec is None:
+                raise UsageError("a grammar needs a tokenizer.", hint="Start the engine without skip_tokenizer_init.")
+            grammar.check(node.grammar)
+        before = self._closed_run(branch)
+        if branch.is_first and not before:
+            before = self._begin_empty(branch)
+        self._check_fits(branch, params, node.name)
+        slot = GenSlot(node, params, self.codec)
+        one = msgspec.structs.replace(params, n=1)
+        drawn = Posted(Sampled(params=one, grammar=node.grammar, stream=node.stream), Cell(), slot)
+        branch.cells.append(drawn.cell)
+        branch.own.append(drawn.cell)
+        if wants_prompt:
+            self._score_prompt(branch, slot)
+        self._post(branch, [*before, drawn])
+        for i, sample in enumerate(slot.samples[1:], 1):
+            mine = Sampled(params=msgspec.structs.replace(one, seed=sample.seed), grammar=node.grammar)
+            take = self._sample_taker(branch, slot, i)
+            self._helper(branch, slot, mine, take, after=branch.num_posted - 1)
+        return True
+
+    def _resolved(self, params: SamplingParams) -> SamplingParams:
+        """Draw a seed if there is none; stop strings that are special tokens become stop ids."""
+        for name, ids in (("stop_token_ids", params.stop_token_ids), ("logit_bias", params.logit_bias)):
+            for token in ids:
+                if token >= self.vocab_size:
+                    raise ParameterError(name=name, value=token, allowed=f"token ids below {self.vocab_size}")
+        if params.stop and self.codec is None:
+            raise ParameterError(name="stop", value=params.stop, allowed="stop_token_ids: the engine has no tokenizer")
+        stop, stop_ids = [], list(params.stop_token_ids)
+        for text in params.stop:
+            token = self.codec.special_id(text) if self.codec else None
+            if token is None:
+                stop.append(text)
+            elif token not in stop_ids:
+                stop_ids.append(token)
+        seed = self._rng.getrandbits(63) if params.seed is None else params.seed
+        return msgspec.structs.replace(params, stop=tuple(stop), stop_token_ids=tuple(stop_ids), seed=seed)
+
+    def _check_fits(self, branch: Branch, params: SamplingParams, name: str | None) -> None:
+        """Too long is an error before anything runs; tokens still being drawn count as none here (the worker knows)."""
+        prompt, wanted = branch.known_len, 1 if params.max_tokens == "fit" else params.max_tokens
+        if prompt + wanted > self.context_length:
+            most = max(0, self.context_length - prompt)
+            hint = f'Pass max_tokens={most} or less, or max_tokens="fit".' if most else "Shorten the prompt."
+            raise RequestTooLong(
+                prompt_len=prompt, max_tokens=params.max_tokens, limit=self.context_length, variable=name, hint=hint
+            )
+
+    def _begin_empty(self, branch: Branch) -> list[Posted]:
+        """A sequence needs one token to draw the next from: BOS, or the end-of-text token."""
+        begin = self.codec.begin_id if self.codec else None
+        if begin is None:
+            raise ProgramError("there is no prompt to generate from.", hint="Add text before gen(...).")
+        cell = Cell([begin])
+        branch.cells.append(cell)
+        return [Posted(Forced(ids=pack_ids([begin])), cell)]
+
+    def _score_prompt(self, branch: Branch, slot: GenSlot) -> None:
+        """Prompt log-probabilities come from a sequence of their own, which takes nothing behind their start from the
+        cache."""
+        ids = branch.ids()
+        start = slot.params.logprob_start_len
+        if start >= len(ids):
+            raise ParameterError(
+                name="logprob_start_len", value=start, allowed=f"0..{len(ids) - 1} (the prompt's tokens)"
+            )
+        slot.prompt_ids = ids[start:]
+        scored = Forced(ids=pack_ids(ids), score_from=start, top=slot.params.top_logprobs_num)
+
+        def take(update: Update) -> None:
+            slot.prompt_scores = update.scores or TokenScores()
+            self._finish_gen(branch, slot)
+
+        self._helper(branch, slot, scored, take)
+
+    def _sample_taker(self, branch: Branch, slot: GenSlot, i: int) -> Callable[[Update], None]:
+        def take(update: Update) -> None:
+            slot.take(i, update)
+            self._finish_gen(branch, slot)
+
+        return take
+
+    def _finish_gen(self, branch: Branch, slot: GenSlot) -> None:
+        if slot.is_done:
+            self._release(slot)
+            self._tell(branch.of, slot.event())
+
+    # ---- select ------------------------------------------------------------------------------------------------------
+
+    def _select(self, branch: Branch, node: Select) -> bool:
+        """Post every choice as a scored forced run on a forked sequence; the branch waits for the scores."""
+        if branch.may_be_cut:
+            return False
+        if self.codec is None:
+            raise UsageError("select needs a tokenizer.", hint="Start the engine without skip_tokenizer_init.")
+        if not 0 < len(node.choices) <= MAX_CHOICES:
+            raise ParameterError(name="choices", value=len(node.choices), allowed=f"1..{MAX_CHOICES} choices")
+        run = self._encode(branch, branch.run)
+        whole = [self._encode(branch, [*branch.run, (choice, False)]) for choice in node.choices]
+        starts = [_common_len(run, ids) for ids in whole]
+        longest = max(map(len, whole))
+        if branch.known_len + longest > self.context_length:
+            prompt = branch.known_len + len(run)
+            raise RequestTooLong(prompt_len=prompt, max_tokens=longest - len(run), limit=self.context_length)
+        slot = SelectSlot(node, [ids[start:] for ids, start in zip(whole, starts, strict=True)], self.codec)
+        branch.slot = slot
+        if branch.is_lost:
+            self._open_anew(branch, branch.ids())
+        for i, (ids, start) in enumerate(zip(whole, starts, strict=True)):
+            scored = Forced(ids=pack_ids(ids), score_from=start)
+            self._helper(branch, slot, scored, self._choice_taker(branch, slot, i, False), after=branch.num_posted)
+            if node.needs_unconditional:
+                alone = Forced(ids=pack_ids(ids[start:]), score_from=0)
+                self._helper(branch, slot, alone, self._choice_taker(branch, slot, i, True))
+        return True
+
+    def _choice_taker(
+        self, branch: Branch, slot: SelectSlot, i: int, is_unconditional: bool
+    ) -> Callable[[Update], None]:
+        def take(update: Update) -> None:
+            slot.take(i, is_unconditional, update)
+            if slot.is_done:
+                self._release(slot)
+                self._tell(branch.of, slot.event())
+                if slot.index >= 0:
+                    self._settle_choice(branch, slot, slot.index)
+
+        return take
+
+    def _choose(self, branch: Branch, node: Choose) -> None:
+        """The caller's own decision for a select with method "ask"."""
+        slot = branch.slot
+        waits = isinstance(slot, SelectSlot) and slot.is_done and slot.number == node.slot
+        if not waits or not 0 <= node.index < len(slot.node.choices):
+            raise ProgramError(f"slot {node.slot} of branch {branch.number} does not wait for choice {node.index}")
+        self._settle_choice(branch, slot, node.index)
+
+    def _settle_choice(self, branch: Branch, slot: SelectSlot, index: int) -> None:
+        piece = (slot.node.choices[index], False)
+        branch.run.append(piece)
+        branch.own.append(piece)
+        branch.slot = None
+
+    # ---- fork, append ------------------------------------------------------------------------------------------------
+
+    def _fork(self, parent: Branch, node: Fork) -> bool:
+        if parent.may_be_cut:
+            return False
+        child = parent.of.branches[node.branch]
+        parent.children.remove(child)
+        child.run, child.lead, child.cells = list(parent.run), parent.lead, list(parent.cells)
+        child.is_born = True
+        if parent.is_lost:
+            self._open_anew(parent, parent.ids())
+        if parent.seq >= 0:
+            child.seq = self._open(child, Open(seq=next(self._seqs), parent=parent.seq, after=parent.num_posted))
+        self._advance(child)
+        return True
+
+    def _append(self, branch: Branch, node: Append) -> bool:
+        """What `source` grew since its fork: its text joins our open run, its drawn tokens follow as they are."""
+        source = branch.of.branches[node.source]
+        if source.error is not None:
+            self._fail(branch, source.error)
+            return True
+        if not source.is_idle:
+            branch.waits_for = source
+            return False
+        branch.waits_for = None
+        for item in list(source.own):
+            if isinstance(item, Cell):
+                self._post_tokens(branch, list(item.ids or ()))
+            elif isinstance(item, bytes):
+                branch.lead = item
+                branch.own.append(item)
+            else:
+                branch.run.append(item)
+                branch.own.append(item)
+        source.readers -= 1
+        if source.is_closed and not source.readers:
+            self._forget(source)
+        return True
+
+    # ---- the open run and the worker's sequence ----------------------------------------------------------------------
+
+    def _encode(self, branch: Branch, pieces: Sequence[tuple[str, bool]]) -> list[int]:
+        if self.codec is None:
+            raise UsageError("text needs a tokenizer.", hint="Pass input_ids, or start without skip_tokenizer_init.")
+        if not pieces and not branch.lead and not branch.is_first:
+            return []
+        return self.codec.encode_run(pieces, is_first=branch.is_first, lead=branch.lead)
+
+    def _closed_run(self, branch: Branch) -> list[Posted]:
+        """Encode the open run and close it; an empty one gives nothing."""
+        if not branch.run and not branch.lead:
+            return []
+        pieces = tuple(branch.run)
+        ids = self._encode(branch, pieces)
+        branch.run, branch.lead = [], b""
+        if not ids:
+            return []
+        cell = Cell(ids)
+        branch.cells.append(cell)
+        return [Posted(Forced(ids=pack_ids(ids)), cell, pieces=pieces)]
+
+    def _post_tokens(self, branch: Branch, ids: list[int]) -> None:
+        """Forced tokens after the open run."""
+        posted = self._closed_run(branch)
+        cell = Cell(ids)
+        branch.cells.append(cell)
+        branch.own.append(cell)
+        if ids:
+            posted.append(Posted(Forced(ids=pack_ids(ids)), cell))
+        if posted:
+            self._post(branch, posted)
+
+    def _post(self, branch: Branch, posted: list[Posted]) -> None:
+        """Give segments to the worker, opening the sequence first if it does not know it."""
+        if branch.seq < 0 or branch.is_lost:
+            new = {id(one.cell) for one in posted}
+            self._open_anew(branch, [t for cell in branch.cells if id(cell) not in new for t in cell.ids or ()])
+        first = branch.num_posted
+        branch.posted.update(enumerate(posted, first))
+        branch.num_posted += len(posted)
+        segments = [one.segment for one in posted]
+        self._send(Extend(seq=branch.seq, first=first, generation=branch.generation, segments=segments))
+
+    def _open_anew(self, branch: Branch, ids: list[int]) -> None:
+        """A sequence the worker does not know (new, or lost with its worker) begins with the tokens it has."""
+        branch.seq = self._open(branch, Open(seq=next(self._seqs)))
+        branch.is_lost = False
+        branch.num_posted = branch.generation = 0
+        if ids:
+            branch.num_posted = 1
+            branch.posted[0] = Posted(Forced(ids=pack_ids(ids)), Cell(ids))
+            self._send(Extend(seq=branch.seq, first=0, segments=[Forced(ids=pack_ids(ids))]))
+
+    def _open(self, branch: Branch, message: Open) -> int:
+        self._send(message)
+        self._routes[message.seq] = (branch, lambda update: self._take(branch, update))
+        return message.seq
+
+    def _take(self, branch: Branch, update: Update) -> None:
+        """News of the branch's own sequence."""
+        posted = branch.posted.get(update.segment)
+        if posted is None:
+            return
+        if posted.slot is None:
+            branch.prefill_cached += update.prefill_cached
+            branch.prefill_computed += update.prefill_computed
+        else:
+            slot = posted.slot
+            assert isinstance(slot, GenSlot)
+            chunk = slot.take(0, update)
+            if chunk is not None:
+                self._tell(branch.of, chunk)
+        if not update.done:
+            return
+        del branch.posted[update.segment]
+        if posted.slot is not None:
+            posted.cell.ids = slot.samples[0].ids
+            slot.prefill_cached += branch.prefill_cached
+            slot.prefill_computed += branch.prefill_computed
+            branch.prefill_cached = branch.prefill_computed = 0
+            if update.tail:
+                self._go_on_after_tail(branch, update.segment, posted.cell, update.tail)
+            self._finish_gen(branch, slot)
+
+    def _go_on_after_tail(self, branch: Branch, segment: int, cell: Cell, tail: bytes) -> None:
+        """A stop string began inside a token: its kept bytes begin the next run.
+
+        The worker has dropped the segments behind; they are posted anew, the first encoded after the tail.
+        """
+        branch.own.insert(next(i for i, item in enumerate(branch.own) if item is cell) + 1, tail)
+        branch.generation += 1
+        behind = [branch.posted.pop(number) for number in sorted(branch.posted) if number > segment]
+        branch.num_posted = segment + 1
+        branch.lead = tail
+        if not behind:
+            return
+        assert self.codec is not None
+        first = behind[0]
+        ids = self.codec.encode_run(first.pieces or (), is_first=False, lead=tail)
+        if first.pieces is not None:
+            first.cell.ids, first.segment = ids, Forced(ids=pack_ids(ids))
+        else:
+            at = next(i for i, one in enumerate(branch.cells) if one is first.cell)
+            branch.cells.insert(at, Cell(ids))
+            behind.insert(0, Posted(Forced(ids=pack_ids(ids)), branch.cells[at]))
+        branch.lead = b""
+        self._post(branch, behind)
+
+    def _helper(
+        self, branch: Branch, slot: Slot, segment: Segment, take: Callable[[Update], None], after: int | None = None
+    ) -> None:
+        """A further sequence with one segment, for one slot: empty before it, or forked `after` so many segments."""
+        parent = branch.seq if after is not None and branch.seq >= 0 else None
+        seq = next(self._seqs)
+        slot.helpers.append(seq)
+        self._routes[seq] = (branch, take)
+        self._send(Open(seq=seq, parent=parent, after=after if parent is not None and after else 0))
+        self._send(Extend(seq=seq, first=0, segments=[segment]))
+        self._send(CloseSeq(seq=seq))
+
+    def _release(self, slot: Slot) -> None:
+        for seq in slot.helpers:
+            self._routes.pop(seq, None)
+        slot.helpers.clear()
+
+    # ---- ends --------------------------------------------------------------------------------------------------------
+
+    def _fail(
+        self, branch: Branch, error: dict[str, object], slot: Slot | None = None, node: AnyNode | None = None
+    ) -> None:
+        """The branch ends with `error`, and so does what depends on it: unborn children, forks of tokens that will
+        never come, and those who wait to append its text."""
+        if branch.error is not None:
+            return
+        branch.error = error
+        slot = slot or branch.slot or next((p.slot for _, p in sorted(branch.posted.items()) if p.slot), None)
+        number = slot.number if slot else getattr(node, "slot", -1)
+        self._tell(
+            branch.of,
+            BranchFailed(branch=branch.number, slot=number, error=error, partial=slot.partial if slot else ""),
+        )
+        never = {id(posted.cell) for posted in branch.posted.values()}
+        self._drop([branch])
+        heirs = list(branch.children)
+        branch.children.clear()
+        for other in branch.of.branches.values():
+            if other.waits_for is branch or (never and any(id(cell) in never for cell in other.cells)):
+                heirs.append(other)
+        for heir in heirs:
+            self._fail(heir, error)
+        if branch.is_closed and not branch.readers:
+            self._forget(branch)
+
+    def _drop(self, branches: Iterable[Branch]) -> None:
+        """Take everything these branches have from the worker."""
+        seqs: list[int] = []
+        for branch in branches:
+            for source in branch.sources():
+                source.readers -= 1
+            slots = [posted.slot for posted in branch.posted.values()] + [branch.slot]
+            mine = [seq for slot in slots if slot for seq in slot.helpers]
+            if branch.seq >= 0 and not branch.is_lost:
+                mine.append(branch.seq)
+            for seq in mine:
+                self._routes.pop(seq, None)
+            seqs += mine
+            branch.posted.clear()
+            branch.nodes.clear()
+            branch.run.clear()
+            branch.slot, branch.seq = None, -1
+        if seqs:
+            self._send(AbortSeqs(seqs=seqs))
+
+    def _wake(self, branch: Branch) -> None:
+        for other in list(branch.of.branches.values()):
+            if other.waits_for is branch:
+                self._advance(other)
+
+    def _forget(self, branch: Branch) -> None:
+        """A closed branch with nothing left to do: the worker may forget its sequence."""
+        if branch.of.branches.pop(branch.number, None) is None:
+            return
+        if branch.seq >= 0 and not branch.is_lost:
+            self._routes.pop(branch.seq, None)
+            self._send(CloseSeq(seq=branch.seq))
+        if not branch.of.branches:
+            self._runs.pop(branch.of.key, None)
+
+    # ---- telling -----------------------------------------------------------------------------------------------------
+
+    def _tell(self, run: Run, event: AnyEvent) -> None:
+        self._events.setdefault(run.key, []).append(event)
+
+    def _flush(self) -> None:
+        events, self._events = self._events, {}
+        for (client, run), news in events.items():
+            self._emit(client, run, news)
+
+
+def _common_len(a: Sequence[int], b: Sequence[int]) -> int:
+    n = 0
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            break
+        n += 1
+    return n
+
+
+def _failed(node: AnyNode, error: dict[str, object]) -> BranchFailed:
+    return BranchFailed(branch=node.branch, slot=getattr(node, "slot", -1), error=error)
