@@ -305,8 +305,8 @@ class GraphRunner:
             raise ParameterError(name="stop", value=params.stop, allowed="stop_token_ids: the engine has no tokenizer")
         stop, stop_ids = [], list(params.stop_token_ids)
         for text in params.stop:
-            token = self.codec.special_id(text) if self.codec else None
-            if token is None:
+            token = self.codec.token_id(text) if self.codec else None
+            if token is None or self.codec is None or token not in self.codec.special_ids:
                 stop.append(text)
             elif token not in stop_ids:
                 stop_ids.append(token)
@@ -325,12 +325,14 @@ class GraphRunner:
 
     def _begin_empty(self, branch: Branch) -> list[Posted]:
         """A sequence needs one token to draw the next from: BOS, or the end-of-text token."""
-        begin = self.codec.begin_id if self.codec else None
-        if begin is None:
+        begin = self._encode(branch, [])
+        if not begin and self.codec is not None:
+            begin = [self.codec.bos_id] if self.codec.bos_id is not None else list(self.codec.eos_ids[:1])
+        if not begin:
             raise ProgramError("there is no prompt to generate from.", hint="Add text before gen(...).")
-        cell = Cell([begin])
+        cell = Cell(begin)
         branch.cells.append(cell)
-        return [Posted(Forced(ids=pack_ids([begin])), cell)]
+        return [Posted(Forced(ids=pack_ids(begin)), cell)]
 
     def _score_prompt(self, branch: Branch, slot: GenSlot) -> None:
         """Prompt log-probabilities come from a sequence of their own, which takes nothing behind their start from the

@@ -61,7 +61,7 @@ class Sample:
         if self.detokenizer:
             text = self.detokenizer.push(new)
             if update.done:
-                text += self.detokenizer.finish(update.tail)
+                text += self.detokenizer.push_bytes(update.tail) + self.detokenizer.finish()
         self.text += text
         if update.scores and with_logprobs:
             self.logprobs.logprobs.extend(update.scores.logprobs)
