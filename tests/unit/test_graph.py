@@ -8,7 +8,7 @@ import pytest
 
 from nbsgl import errors
 from nbsgl.engine.graph import GraphRunner
-from nbsgl.engine.segments import AbortSeqs, CloseSeq, Extend, Forced, Open
+from nbsgl.engine.segments import AbortSeqs, CloseSeq, Extend, Open
 from nbsgl.protocol import (
     Append,
     BranchFailed,
