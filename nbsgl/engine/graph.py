@@ -8,7 +8,6 @@ segments of one sequence, however many gens follow each other.  Only a `Select` 
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Callable, Iterable, Sequence
 
@@ -18,17 +17,13 @@ from nbsgl import errors
 from nbsgl.engine import grammar
 from nbsgl.engine.branches import Branch, Cell, Posted, Run
 from nbsgl.engine.segments import (
-    AbortSeqs,
-    CloseSeq,
-    Extend,
     Forced,
-    Open,
     Sampled,
-    Segment,
     TokenScores,
     ToWorker,
     Update,
 )
+from nbsgl.engine.sequences import Sequences
 from nbsgl.engine.slots import GenSlot, SelectSlot, Slot
 from nbsgl.engine.text import TextCodec
 from nbsgl.errors import (
@@ -84,12 +79,11 @@ class GraphRunner:
         vocab_size: int,
         rng: random.Random | None = None,
     ) -> None:
-        self.codec, self._send, self._emit = codec, send, emit
+        self.codec, self._emit = codec, emit
         self.context_length, self.vocab_size = context_length, vocab_size
         self._rng = rng or random.SystemRandom()
         self._runs: dict[Key, Run] = {}
-        self._seqs = itertools.count()
-        self._routes: dict[int, tuple[Branch, Callable[[Update], None]]] = {}
+        self._seqs = Sequences(codec, send, self._take)
         self._events: dict[Key, list[AnyEvent]] = {}
 
     # ---- from clients ------------------------------------------------------------------------------------------------
@@ -124,7 +118,7 @@ class GraphRunner:
         """Free everything the run holds; nothing more is told."""
         owner = self._runs.pop((client, run), None)
         if owner:
-            self._drop(owner.branches.values())
+            self._seqs.drop(owner.branches.values())
             self._events.pop(owner.key, None)
 
     def drop_client(self, client: object) -> None:
@@ -137,7 +131,7 @@ class GraphRunner:
     def on_updates(self, updates: Iterable[Update]) -> None:
         """Take the news of one step, tell whoever waits, and carry out what they unblock."""
         for update in updates:
-            route = self._routes.get(update.seq)
+            route = self._seqs.routes.get(update.seq)
             if route is None:
                 continue  # of a sequence that was aborted meanwhile
             branch, take = route
@@ -157,7 +151,7 @@ class GraphRunner:
                 if not branch.is_idle and branch.error is None:
                     self._fail(branch, data)
                 branch.is_lost = True
-        self._routes.clear()
+        self._seqs.routes.clear()
         self._flush()
 
     @property
@@ -245,7 +239,7 @@ class GraphRunner:
                     branch.own.append(piece)
                 return True
             case Tokens():
-                self._post_tokens(branch, self._checked_ids(node.ids))
+                self._seqs.post_tokens(branch, self._checked_ids(node.ids))
                 return True
             case Gen():
                 return self._gen(branch, node)
@@ -277,7 +271,7 @@ class GraphRunner:
             if self.codec is None:
                 raise UsageError("a grammar needs a tokenizer.", hint="Start the engine without skip_tokenizer_init.")
             grammar.check(node.grammar)
-        before = self._closed_run(branch)
+        before = self._seqs.closed_run(branch)
         if branch.is_first and not before:
             before = self._begin_empty(branch)
         self._check_fits(branch, params, node.name)
@@ -288,11 +282,11 @@ class GraphRunner:
         branch.own.append(drawn.cell)
         if wants_prompt:
             self._score_prompt(branch, slot)
-        self._post(branch, [*before, drawn])
+        self._seqs.post(branch, [*before, drawn])
         for i, sample in enumerate(slot.samples[1:], 1):
             mine = Sampled(params=msgspec.structs.replace(one, seed=sample.seed), grammar=node.grammar)
             take = self._sample_taker(branch, slot, i)
-            self._helper(branch, slot, mine, take, after=branch.num_posted - 1)
+            self._seqs.helper(branch, slot, mine, take, after=branch.num_posted - 1)
         return True
 
     def _resolved(self, params: SamplingParams) -> SamplingParams:
@@ -325,7 +319,7 @@ class GraphRunner:
 
     def _begin_empty(self, branch: Branch) -> list[Posted]:
         """A sequence needs one token to draw the next from: BOS, or the end-of-text token."""
-        begin = self._encode(branch, [])
+        begin = self._seqs.encode(branch, [])
         if not begin and self.codec is not None:
             begin = [self.codec.bos_id] if self.codec.bos_id is not None else list(self.codec.eos_ids[:1])
         if not begin:
@@ -350,7 +344,7 @@ class GraphRunner:
             slot.prompt_scores = update.scores or TokenScores()
             self._finish_gen(branch, slot)
 
-        self._helper(branch, slot, scored, take)
+        self._seqs.helper(branch, slot, scored, take)
 
     def _sample_taker(self, branch: Branch, slot: GenSlot, i: int) -> Callable[[Update], None]:
         def take(update: Update) -> None:
@@ -361,7 +355,7 @@ class GraphRunner:
 
     def _finish_gen(self, branch: Branch, slot: GenSlot) -> None:
         if slot.is_done:
-            self._release(slot)
+            self._seqs.release(slot)
             self._tell(branch.of, slot.event())
 
     # ---- select ------------------------------------------------------------------------------------------------------
@@ -374,8 +368,8 @@ class GraphRunner:
             raise UsageError("select needs a tokenizer.", hint="Start the engine without skip_tokenizer_init.")
         if not 0 < len(node.choices) <= MAX_CHOICES:
             raise ParameterError(name="choices", value=len(node.choices), allowed=f"1..{MAX_CHOICES} choices")
-        run = self._encode(branch, branch.run)
-        whole = [self._encode(branch, [*branch.run, (choice, False)]) for choice in node.choices]
+        run = self._seqs.encode(branch, branch.run)
+        whole = [self._seqs.encode(branch, [*branch.run, (choice, False)]) for choice in node.choices]
         starts = [_common_len(run, ids) for ids in whole]
         longest = max(map(len, whole))
         if branch.known_len + longest > self.context_length:
@@ -384,13 +378,13 @@ class GraphRunner:
         slot = SelectSlot(node, [ids[start:] for ids, start in zip(whole, starts, strict=True)], self.codec)
         branch.slot = slot
         if branch.is_lost:
-            self._open_anew(branch, branch.ids())
+            self._seqs.open_anew(branch, branch.ids())
         for i, (ids, start) in enumerate(zip(whole, starts, strict=True)):
             scored = Forced(ids=pack_ids(ids), score_from=start)
-            self._helper(branch, slot, scored, self._choice_taker(branch, slot, i, False), after=branch.num_posted)
+            self._seqs.helper(branch, slot, scored, self._choice_taker(branch, slot, i, False), after=branch.num_posted)
             if node.needs_unconditional:
                 alone = Forced(ids=pack_ids(ids[start:]), score_from=0)
-                self._helper(branch, slot, alone, self._choice_taker(branch, slot, i, True))
+                self._seqs.helper(branch, slot, alone, self._choice_taker(branch, slot, i, True))
         return True
 
     def _choice_taker(
@@ -399,7 +393,7 @@ class GraphRunner:
         def take(update: Update) -> None:
             slot.take(i, is_unconditional, update)
             if slot.is_done:
-                self._release(slot)
+                self._seqs.release(slot)
                 self._tell(branch.of, slot.event())
                 if slot.index >= 0:
                     self._settle_choice(branch, slot, slot.index)
@@ -430,9 +424,9 @@ class GraphRunner:
         child.run, child.lead, child.cells = list(parent.run), parent.lead, list(parent.cells)
         child.is_born = True
         if parent.is_lost:
-            self._open_anew(parent, parent.ids())
+            self._seqs.open_anew(parent, parent.ids())
         if parent.seq >= 0:
-            child.seq = self._open(child, Open(seq=next(self._seqs), parent=parent.seq, after=parent.num_posted))
+            self._seqs.open(child, parent)
         self._advance(child)
         return True
 
@@ -448,7 +442,7 @@ class GraphRunner:
         branch.waits_for = None
         for item in list(source.own):
             if isinstance(item, Cell):
-                self._post_tokens(branch, list(item.ids or ()))
+                self._seqs.post_tokens(branch, list(item.ids or ()))
             elif isinstance(item, bytes):
                 branch.lead = item
                 branch.own.append(item)
@@ -460,64 +454,7 @@ class GraphRunner:
             self._forget(source)
         return True
 
-    # ---- the open run and the worker's sequence ----------------------------------------------------------------------
-
-    def _encode(self, branch: Branch, pieces: Sequence[tuple[str, bool]]) -> list[int]:
-        if self.codec is None:
-            raise UsageError("text needs a tokenizer.", hint="Pass input_ids, or start without skip_tokenizer_init.")
-        if not pieces and not branch.lead and not branch.is_first:
-            return []
-        return self.codec.encode_run(pieces, is_first=branch.is_first, lead=branch.lead)
-
-    def _closed_run(self, branch: Branch) -> list[Posted]:
-        """Encode the open run and close it; an empty one gives nothing."""
-        if not branch.run and not branch.lead:
-            return []
-        pieces = tuple(branch.run)
-        ids = self._encode(branch, pieces)
-        branch.run, branch.lead = [], b""
-        if not ids:
-            return []
-        cell = Cell(ids)
-        branch.cells.append(cell)
-        return [Posted(Forced(ids=pack_ids(ids)), cell, pieces=pieces)]
-
-    def _post_tokens(self, branch: Branch, ids: list[int]) -> None:
-        """Forced tokens after the open run."""
-        posted = self._closed_run(branch)
-        cell = Cell(ids)
-        branch.cells.append(cell)
-        branch.own.append(cell)
-        if ids:
-            posted.append(Posted(Forced(ids=pack_ids(ids)), cell))
-        if posted:
-            self._post(branch, posted)
-
-    def _post(self, branch: Branch, posted: list[Posted]) -> None:
-        """Give segments to the worker, opening the sequence first if it does not know it."""
-        if branch.seq < 0 or branch.is_lost:
-            new = {id(one.cell) for one in posted}
-            self._open_anew(branch, [t for cell in branch.cells if id(cell) not in new for t in cell.ids or ()])
-        first = branch.num_posted
-        branch.posted.update(enumerate(posted, first))
-        branch.num_posted += len(posted)
-        segments = [one.segment for one in posted]
-        self._send(Extend(seq=branch.seq, first=first, generation=branch.generation, segments=segments))
-
-    def _open_anew(self, branch: Branch, ids: list[int]) -> None:
-        """A sequence the worker does not know (new, or lost with its worker) begins with the tokens it has."""
-        branch.seq = self._open(branch, Open(seq=next(self._seqs)))
-        branch.is_lost = False
-        branch.num_posted = branch.generation = 0
-        if ids:
-            branch.num_posted = 1
-            branch.posted[0] = Posted(Forced(ids=pack_ids(ids)), Cell(ids))
-            self._send(Extend(seq=branch.seq, first=0, segments=[Forced(ids=pack_ids(ids))]))
-
-    def _open(self, branch: Branch, message: Open) -> int:
-        self._send(message)
-        self._routes[message.seq] = (branch, lambda update: self._take(branch, update))
-        return message.seq
+    # ---- news of a branch's own sequence -----------------------------------------------------------------------------
 
     def _take(self, branch: Branch, update: Update) -> None:
         """News of the branch's own sequence."""
@@ -542,49 +479,8 @@ class GraphRunner:
             slot.prefill_computed += branch.prefill_computed
             branch.prefill_cached = branch.prefill_computed = 0
             if update.tail:
-                self._go_on_after_tail(branch, update.segment, posted.cell, update.tail)
+                self._seqs.go_on_after_tail(branch, update.segment, posted.cell, update.tail)
             self._finish_gen(branch, slot)
-
-    def _go_on_after_tail(self, branch: Branch, segment: int, cell: Cell, tail: bytes) -> None:
-        """A stop string began inside a token: its kept bytes begin the next run.
-
-        The worker has dropped the segments behind; they are posted anew, the first encoded after the tail.
-        """
-        branch.own.insert(next(i for i, item in enumerate(branch.own) if item is cell) + 1, tail)
-        branch.generation += 1
-        behind = [branch.posted.pop(number) for number in sorted(branch.posted) if number > segment]
-        branch.num_posted = segment + 1
-        branch.lead = tail
-        if not behind:
-            return
-        assert self.codec is not None
-        first = behind[0]
-        ids = self.codec.encode_run(first.pieces or (), is_first=False, lead=tail)
-        if first.pieces is not None:
-            first.cell.ids, first.segment = ids, Forced(ids=pack_ids(ids))
-        else:
-            at = next(i for i, one in enumerate(branch.cells) if one is first.cell)
-            branch.cells.insert(at, Cell(ids))
-            behind.insert(0, Posted(Forced(ids=pack_ids(ids)), branch.cells[at]))
-        branch.lead = b""
-        self._post(branch, behind)
-
-    def _helper(
-        self, branch: Branch, slot: Slot, segment: Segment, take: Callable[[Update], None], after: int | None = None
-    ) -> None:
-        """A further sequence with one segment, for one slot: empty before it, or forked `after` so many segments."""
-        parent = branch.seq if after is not None and branch.seq >= 0 else None
-        seq = next(self._seqs)
-        slot.helpers.append(seq)
-        self._routes[seq] = (branch, take)
-        self._send(Open(seq=seq, parent=parent, after=after if parent is not None and after else 0))
-        self._send(Extend(seq=seq, first=0, segments=[segment]))
-        self._send(CloseSeq(seq=seq))
-
-    def _release(self, slot: Slot) -> None:
-        for seq in slot.helpers:
-            self._routes.pop(seq, None)
-        slot.helpers.clear()
 
     # ---- ends --------------------------------------------------------------------------------------------------------
 
@@ -603,7 +499,7 @@ class GraphRunner:
             BranchFailed(branch=branch.number, slot=number, error=error, partial=slot.partial if slot else ""),
         )
         never = {id(posted.cell) for posted in branch.posted.values()}
-        self._drop([branch])
+        self._seqs.drop([branch])
         heirs = list(branch.children)
         branch.children.clear()
         for other in branch.of.branches.values():
@@ -614,26 +510,6 @@ class GraphRunner:
         if branch.is_closed and not branch.readers:
             self._forget(branch)
 
-    def _drop(self, branches: Iterable[Branch]) -> None:
-        """Take everything these branches have from the worker."""
-        seqs: list[int] = []
-        for branch in branches:
-            for source in branch.sources():
-                source.readers -= 1
-            slots = [posted.slot for posted in branch.posted.values()] + [branch.slot]
-            mine = [seq for slot in slots if slot for seq in slot.helpers]
-            if branch.seq >= 0 and not branch.is_lost:
-                mine.append(branch.seq)
-            for seq in mine:
-                self._routes.pop(seq, None)
-            seqs += mine
-            branch.posted.clear()
-            branch.nodes.clear()
-            branch.run.clear()
-            branch.slot, branch.seq = None, -1
-        if seqs:
-            self._send(AbortSeqs(seqs=seqs))
-
     def _wake(self, branch: Branch) -> None:
         for other in list(branch.of.branches.values()):
             if other.waits_for is branch:
@@ -643,9 +519,7 @@ class GraphRunner:
         """A closed branch with nothing left to do: the worker may forget its sequence."""
         if branch.of.branches.pop(branch.number, None) is None:
             return
-        if branch.seq >= 0 and not branch.is_lost:
-            self._routes.pop(branch.seq, None)
-            self._send(CloseSeq(seq=branch.seq))
+        self._seqs.close(branch)
         if not branch.of.branches:
             self._runs.pop(branch.of.key, None)
 
