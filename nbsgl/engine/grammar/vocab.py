@@ -6,10 +6,13 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nbsgl.engine.tokenizer_files import MAX_VOCAB, TokenizerFiles, parts
 from nbsgl.errors import BadConfig
+
+if TYPE_CHECKING:
+    from nbsgl.engine.grammar.cache import GrammarCache
 
 METASPACE = "\u2581"  # a space, in the vocabularies that came from SentencePiece
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -78,6 +81,13 @@ class TokenVocab:
         for data in self.tokens:
             digest.update(b"-" if data is None else b"%d:" % len(data) + data)
         return digest.hexdigest()
+
+    @cached_property
+    def grammars(self) -> GrammarCache:
+        """The grammars compiled for this table."""
+        from nbsgl.engine.grammar.cache import GrammarCache
+
+        return GrammarCache(self)
 
     def check(self, encode: Callable[[str], Sequence[int]], texts: Iterable[str]) -> str | None:
         """The first text whose tokens' bytes are not the text's own; None if all are.

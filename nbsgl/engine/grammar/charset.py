@@ -1,0 +1,126 @@
+"""Sets of characters as sorted ranges of code points, and the classes of Python's `re` as such sets."""
+
+from __future__ import annotations
+
+import _sre
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Collection, Iterable
+from functools import lru_cache
+from re import _casefix
+
+CharSet = tuple[tuple[int, int], ...]
+"""Sorted, disjoint, never touching, both ends inclusive; no surrogates (they have no UTF-8)."""
+
+END = 0x10FFFF
+SURROGATES = (0xD800, 0xDFFF)
+EMPTY: CharSet = ()
+
+
+def charset(ranges: Iterable[tuple[int, int]]) -> CharSet:
+    """Put ranges in order, join those that touch, leave surrogates out."""
+    joined: list[list[int]] = []
+    for low, high in sorted(part for pair in ranges for part in _around_surrogates(*pair)):
+        if joined and low <= joined[-1][1] + 1:
+            joined[-1][1] = max(joined[-1][1], high)
+        else:
+            joined.append([low, high])
+    return tuple((low, high) for low, high in joined)
+
+
+def _around_surrogates(low: int, high: int) -> list[tuple[int, int]]:
+    below, above = (low, min(high, SURROGATES[0] - 1)), (max(low, SURROGATES[1] + 1), high)
+    return [(a, b) for a, b in (below, above) if a <= b]
+
+
+def complement(chars: CharSet) -> CharSet:
+    gaps, start = [], 0
+    for low, high in chars:
+        gaps.append((start, low - 1))
+        start = high + 1
+    gaps.append((start, END))
+    return charset((low, high) for low, high in gaps if low <= high)
+
+
+def contains(chars: CharSet, code: int) -> bool:
+    place = bisect_right(chars, (code, END)) - 1
+    return place >= 0 and code <= chars[place][1]
+
+
+DIGIT, SPACE, WORD = "digit", "space", "word"
+_TESTS: dict[str, Callable[[str], bool]] = {
+    DIGIT: str.isdecimal,
+    SPACE: str.isspace,
+    WORD: lambda char: char.isalnum() or char == "_",
+}
+_ASCII: dict[str, CharSet] = {
+    DIGIT: charset([(0x30, 0x39)]),
+    SPACE: charset([(0x09, 0x0D), (0x20, 0x20)]),
+    WORD: charset([(0x30, 0x39), (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A)]),
+}
+
+
+@lru_cache(maxsize=16)
+def category(name: str, ascii_only: bool = False) -> CharSet:
+    r"""What `\d`, `\s` or `\w` match in a `str` pattern of this Python version (0.1 s each the first time)."""
+    if ascii_only:
+        return _ASCII[name]
+    test = _TESTS[name]
+    return charset((code, code) for code in range(END + 1) if test(chr(code)))
+
+
+# ---- IGNORECASE as `re` does it: a character matches if its lower-case form is in the lowered set --------------------
+
+
+@lru_cache(maxsize=1)
+def _lowered() -> dict[int, int]:
+    """Every character that lower-casing changes (one to one), and what it becomes."""
+    return {code: lower for code in range(END + 1) if (lower := _sre.unicode_tolower(code)) != code}
+
+
+_ASCII_LOWERED = {code: code + 32 for code in range(0x41, 0x5B)}
+
+
+@lru_cache(maxsize=2)
+def _raised(ascii_only: bool) -> dict[int, list[int]]:
+    """Lower-case form -> the characters that have it."""
+    found: dict[int, list[int]] = {}
+    for code, lower in (_ASCII_LOWERED if ascii_only else _lowered()).items():
+        found.setdefault(lower, []).append(code)
+    return found
+
+
+def lowered(chars: CharSet, ascii_only: bool = False) -> CharSet:
+    """The set that `re` compares lower-cased characters with: with all spellings of a letter that has several."""
+    table = _ASCII_LOWERED if ascii_only else _lowered()
+    upper = _members(chars, table)
+    ranges = [*_minus(chars, upper), *((table[code], table[code]) for code in upper)]
+    if not ascii_only:
+        twins = _members(charset(ranges), _casefix._EXTRA_CASES)
+        ranges += [(other, other) for code in twins for other in _casefix._EXTRA_CASES[code]]
+    return charset(ranges)
+
+
+def matching_lowered(lows: CharSet, ascii_only: bool = False) -> CharSet:
+    """All characters whose lower-case form is in the set."""
+    raised = _raised(ascii_only)
+    spellings = [code for lower in _members(lows, raised) for code in raised[lower]]
+    changed = _members(lows, _ASCII_LOWERED if ascii_only else _lowered())
+    return charset([*_minus(lows, changed), *((code, code) for code in spellings)])
+
+
+def _members(chars: CharSet, codes: Collection[int]) -> list[int]:
+    """Those of the codes that are in the set; walks whichever is smaller."""
+    if sum(high - low + 1 for low, high in chars) <= len(codes):
+        return [code for low, high in chars for code in range(low, high + 1) if code in codes]
+    return [code for code in codes if contains(chars, code)]
+
+
+def _minus(chars: CharSet, codes: Iterable[int]) -> list[tuple[int, int]]:
+    """The ranges without these codes, each of which is in one of them."""
+    taken, left = sorted(codes), []
+    for low, high in chars:
+        for code in taken[bisect_left(taken, low) : bisect_right(taken, high)]:
+            left.append((low, code - 1))
+            low = code + 1
+        left.append((low, high))
+    return [(low, high) for low, high in left if low <= high]

@@ -1,0 +1,241 @@
+"""Grammars that live on the CPU: llguidance's matcher behind our nouns."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import llguidance
+import numpy as np
+from numpy.typing import NDArray
+
+from nbsgl.engine.grammar import regex, schema
+from nbsgl.engine.grammar.vocab import TokenVocab
+from nbsgl.errors import BadGrammar, BadRegex, GrammarError, GrammarTooExpensive
+from nbsgl.protocol import GrammarSpec
+
+Words = NDArray[np.uint32]
+
+# 2 kB a state: at most 100 MB a grammar.  Fuel: 50,000 a millisecond while compiling, 14,000 while masking.
+_LIMITS = {"initial_lexer_fuel": 5_000_000, "max_lexer_states": 50_000, "verbose_errors": False}
+_JSON_FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_DEAD_END = ("NoExtension", "NoExtensionBias")
+_TOO_MUCH = re.compile(r"too (many|complex|large|big)|fuel|limit|exceed", re.IGNORECASE)
+_UNKNOWN_KEYS = re.compile(r'Unimplemented keys: \["([^"]*)"')
+
+
+class HostTokenizer:
+    """llguidance's picture of a vocabulary, made from the bytes table alone; dear to make, so one per vocabulary."""
+
+    def __init__(self, vocab: TokenVocab) -> None:
+        self.vocab = vocab
+        # One id more than the vocabulary has, if nothing ends a text: the library wants an EOS.
+        hidden_eos = [] if vocab.eos_ids else [len(vocab)]
+        # 0xFF never begins a character: the library's mark for tokens that are no text.
+        self.tokens = [b"\xff<[%d]>" % i if data is None else data for i, data in enumerate(vocab.tokens)]
+        self.tokens += [b"\xff<[%d]>" % i for i in hidden_eos]
+        self.eos_token_id = (vocab.eos_ids or hidden_eos)[0]
+        self.bos_token_id = None
+        self.special_token_ids = [i for i, data in enumerate(self.tokens) if data.startswith(b"\xff<[")]
+        self.handle = llguidance.LLTokenizer(
+            llguidance.TokenizerWrapper(self), eos_token=list(vocab.eos_ids) or hidden_eos
+        )
+        self.eos_words = np.zeros((len(self.tokens) + 31) // 32, np.uint32)
+        for token in vocab.eos_ids or hidden_eos:
+            self.eos_words[token // 32] |= np.uint32(1 << token % 32)
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        """Spell bytes one by one: the library asks only for forced text, which is never narrowed here."""
+        data = text.encode() if isinstance(text, str) else text
+        return [self.vocab.byte_ids[byte] for byte in data if byte in self.vocab.byte_ids]
+
+
+def source_of(spec: GrammarSpec) -> tuple[str, dict[str, Any] | None]:
+    """The library's text for a spec, and the parsed schema if it is one; raises `GrammarError`'s children.
+
+    `no_forcing`: every token the language allows is in the mask, not only the canonical spelling of forced text.
+    """
+    if spec.kind == "regex":
+        return _lark(f"start: /{regex.to_rust(spec.text)}/"), None
+    parsed = schema.load(spec.text)
+    return _lark("start: %json " + json.dumps({**parsed, "x-guidance": _JSON_FORM})), parsed
+
+
+def _lark(body: str) -> str:
+    text = '%llguidance {"no_forcing": true}\n' + body
+    return json.dumps({"grammars": [{"lark_grammar": text}]})
+
+
+def check(spec: GrammarSpec) -> None:
+    """Raise what `compile_spec` would for a spec that is wrong whatever the vocabulary (milliseconds)."""
+    source, parsed = source_of(spec)
+    message = llguidance.LLMatcher.validate_grammar(source, limits=llguidance.LLParserLimits(**_LIMITS))
+    if message and not message.startswith("WARNING"):
+        raise _complaint(spec, message, parsed)
+
+
+def compile_spec(spec: GrammarSpec, tokenizer: HostTokenizer) -> CompiledHostGrammar:
+    """Compile, and make sure that there is at least one output."""
+    source, parsed = source_of(spec)
+    limits = llguidance.LLParserLimits(**_LIMITS)
+    start = llguidance.LLMatcher(tokenizer.handle, source, log_level=0, limits=limits)
+    if start.is_error():
+        raise _complaint(spec, start.get_error(), parsed)
+    compiled = CompiledHostGrammar(spec=spec, tokenizer=tokenizer, start=start)
+    probe = compiled.matcher()
+    if not probe.words().any():
+        raise _unsatisfiable(spec)
+    return compiled
+
+
+@dataclass(frozen=True, eq=False)
+class CompiledHostGrammar:
+    """One spec for one vocabulary; shared by all sequences that use it."""
+
+    spec: GrammarSpec
+    tokenizer: HostTokenizer
+    start: llguidance.LLMatcher
+    engine: str = "llguidance"
+    num_states: int | None = None  # made as they are met
+    table_bytes: int = 0
+
+    def matcher(self) -> HostMatcher:
+        """A new sequence's place, at the start of the language."""
+        return HostMatcher(self, self.start.deep_copy())
+
+
+class HostMatcher:
+    """One sequence's place in a grammar.  Not thread-safe; two of them are independent."""
+
+    def __init__(self, grammar: CompiledHostGrammar, place: llguidance.LLMatcher, num_eos: int = 0) -> None:
+        self.grammar = grammar
+        self._place = place
+        self._num_eos = num_eos  # EOS tokens taken: they end the run and are unknown to the library's matcher
+        self._words: Words | None = None  # the mask of this place, once somebody asked
+
+    def words(self) -> Words:
+        """The mask as packed bits (bit t of word t // 32), over the vocabulary; do not write to it.
+
+        Bits of EOS are set iff the place accepts.  `GrammarTooExpensive` if the automaton grew past its limits.
+        """
+        if self._words is None:
+            self._words = self._compute()
+        return self._words
+
+    def _compute(self) -> Words:
+        eos = self.grammar.tokenizer.eos_words
+        if self._num_eos:
+            return eos
+        words = np.zeros(len(eos), np.uint32)
+        try:
+            self._place.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
+        except ValueError as error:
+            raise self._failure(str(error)) from None
+        if self._place.is_error():
+            if _first_line(self._place.get_error()) in _DEAD_END:
+                return np.zeros(len(eos), np.uint32)
+            raise self._failure(self._place.get_error())
+        words &= ~eos
+        if self._place.is_accepting():
+            words |= eos
+        return words
+
+    def fill_mask(self, row: NDArray[Any]) -> None:
+        """Write the mask into a row of 32-bit words; words past the vocabulary become 0.
+
+        `GrammarError` if nothing is allowed here: the vocabulary lacks a byte that the language needs.
+        """
+        words, out = self.words(), row.view(np.uint32)
+        if not words.any():
+            raise GrammarError(
+                kind=self.grammar.spec.kind,
+                path="this point of the output",
+                reason="no token of the vocabulary can continue it",
+            )
+        size = (len(self.grammar.tokenizer.vocab) + 31) // 32
+        out[:size] = words[:size]
+        out[size:] = 0
+
+    def is_allowed(self, token: int) -> bool:
+        if not 0 <= token < len(self.grammar.tokenizer.vocab):
+            return False
+        return bool(self.words()[token // 32] >> np.uint32(token % 32) & np.uint32(1))
+
+    def advance(self, token: int) -> bool:
+        """Take a token; False, and nothing changes, when it is not allowed."""
+        if token in self.grammar.tokenizer.vocab.eos_ids:
+            if not self.is_accepting():
+                return False
+            self._num_eos += 1
+        elif self._num_eos or not 0 <= token < len(self.grammar.tokenizer.vocab):
+            return False
+        elif not self._place.try_consume_tokens([token]):
+            if self._place.is_error():
+                raise self._failure(self._place.get_error())
+            return False
+        self._words = None
+        return True
+
+    def is_accepting(self) -> bool:
+        return bool(self._num_eos) or (not self._place.is_error() and self._place.is_accepting())
+
+    def is_finished(self) -> bool:
+        """The place accepts and nothing but EOS is allowed."""
+        if self._num_eos:
+            return True
+        return self.is_accepting() and not (self.words() & ~self.grammar.tokenizer.eos_words).any()
+
+    def forced_bytes(self) -> bytes:
+        """The bytes the language leaves no choice about, from here on; b"" where it may also end."""
+        return b"" if self.is_accepting() else bytes(self._place.compute_ff_bytes())
+
+    def rollback(self, num_tokens: int) -> None:
+        """Take back the last tokens; more than were taken is a ValueError."""
+        after_eos = min(num_tokens, self._num_eos)
+        self._num_eos -= after_eos
+        self._words = None
+        if num_tokens > after_eos and not self._place.rollback(num_tokens - after_eos):
+            raise ValueError(f"cannot take back {num_tokens} tokens: {self._place.get_error()}")
+
+    def fork(self) -> HostMatcher:
+        """An independent copy of the place."""
+        return HostMatcher(self.grammar, self._place.deep_copy(), self._num_eos)
+
+    def _failure(self, message: str) -> GrammarError:
+        spec = self.grammar.spec
+        if _TOO_MUCH.search(message):
+            return GrammarTooExpensive(kind=spec.kind, path="during the run", limit=_first_line(message))
+        return GrammarError(kind=spec.kind, path="this point of the output", reason=_first_line(message))
+
+
+def _complaint(spec: GrammarSpec, message: str, parsed: dict[str, Any] | None) -> GrammarError:
+    """The library's message as ours: what is too much, what no output satisfies, what is not supported and where."""
+    reason = _first_line(message)
+    if "nsatisfiable" in reason:
+        return _unsatisfiable(spec, reason)
+    if parsed is not None and (match := _UNKNOWN_KEYS.search(message)):
+        pointer = schema.pointer_of(parsed, match[1])
+        return schema.bad(pointer, f"the keyword {match[1]!r} is not supported")
+    if _TOO_MUCH.search(reason) or reason == "lexer error":
+        return GrammarTooExpensive(
+            kind=spec.kind, path="the whole grammar", limit=reason, hint="Simplify its largest part."
+        )
+    if spec.kind == "regex":
+        return BadRegex(kind="regex", path="the pattern", reason=reason, pattern_text=spec.text)
+    return BadGrammar(kind=spec.kind, path="#", reason=reason)
+
+
+def _unsatisfiable(spec: GrammarSpec, detail: str = "") -> BadGrammar:
+    reason = "no output can satisfy it" + (f" ({detail})" if detail else "")
+    if spec.kind == "regex":
+        return BadRegex(kind="regex", path="the pattern", reason=reason, pattern_text=spec.text)
+    return BadGrammar(kind=spec.kind, path="#", reason=reason)
+
+
+def _first_line(message: str) -> str:
+    """What the library says, without the place in a text that the user never saw."""
+    line = message.strip().splitlines()[0] if message.strip() else "refused without a reason"
+    line = re.sub(r"^(at )?\d+\(\d+\): ", "", line)
+    return re.sub(r"^failed to compile JSON schema: ", "", line).rstrip(".")
