@@ -1,0 +1,103 @@
+"""The environment report of `%sgl info` and `python -m nbsgl info`: what to paste into a bug report.
+
+Versions are read from the packages' metadata, so nothing is imported for it; least of all torch.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+PACKAGES = (
+    "torch",
+    "triton",
+    "flashinfer-python",
+    "transformers",
+    "tokenizers",
+    "llguidance",
+    "msgspec",
+    "pyzmq",
+    "numpy",
+    "ipython",
+    "ipykernel",
+    "ipywidgets",
+    "anywidget",
+    "jupyterlab",
+    "nbconvert",
+)
+GIB = 1 << 30
+
+
+def report() -> list[tuple[str, str]]:
+    """Pairs of what and its value, in the order to show them."""
+    rows = [
+        ("nbsgl", f"{_version('nbsgl')} ({Path(__file__).parents[1]})"),
+        ("python", f"{platform.python_version()} ({sys.executable})"),
+        ("system", platform.platform()),
+        ("cpu", f"{_cpu_name()}, {_cpu_count()} usable"),
+        ("memory", _memory()),
+    ]
+    rows += [("gpu", line) for line in _gpus()]
+    rows += [(name, _version(name)) for name in PACKAGES]
+    rows += [(name, os.environ[name]) for name in sorted(os.environ) if name.startswith("NBSGL_")]
+    return rows + _engine_rows()
+
+
+def table(rows: list[tuple[str, str]]) -> str:
+    """The rows as aligned text; a key is shown once for neighbours that share it."""
+    width = max(len(key) for key, _ in rows)
+    lines, last = [], ""
+    for key, value in rows:
+        lines.append(f"{'' if key == last else key:<{width}}  {value}")
+        last = key
+    return "\n".join(lines)
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _cpu_count() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _memory() -> str:
+    import psutil  # type: ignore[import-untyped]
+
+    memory = psutil.virtual_memory()
+    return f"{memory.total / GIB:.1f} GiB, {memory.available / GIB:.1f} GiB available"
+
+
+def _gpus() -> list[str]:
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return ["none (no nvidia-smi)"]
+    query = ["--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run([program, *query], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return [f"nvidia-smi failed ({type(error).__name__})"]
+    lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+    return lines if done.returncode == 0 and lines else ["none found by nvidia-smi"]
+
+
+def _engine_rows() -> list[tuple[str, str]]:
+    return []
