@@ -1,0 +1,189 @@
+"""From the engine's settings to a model that runs: folder, shape, device, weights, KV pool, runner."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from nbsgl.engine import weights
+from nbsgl.engine.attention import create_attention
+from nbsgl.engine.config import EngineConfig
+from nbsgl.engine.device import check_weights_fit, choose_device, choose_dtype, plan_slots, set_num_threads
+from nbsgl.engine.kv_cache import KVCache
+from nbsgl.engine.layers.rope import Rope
+from nbsgl.engine.model_config import ModelConfig, read_model_config
+from nbsgl.engine.models.decoder import Decoder
+from nbsgl.engine.runner import ModelRunner
+from nbsgl.errors import ModelNotFound, ModelUnsupported, ParameterError
+
+log = logging.getLogger("nbsgl")
+
+EMBEDDED = Path(__file__).parent / "assets" / "tiny"
+# device type -> (max_running_requests, chunked_prefill_size): sequences at once, token budget of a step
+DEFAULTS = {"cpu": (32, 512), "cuda": (512, 8_192)}
+
+Progress = Callable[[float, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model ready to run, and what a scheduler has to know of it.  `num_slots` is the KV pool's size in tokens."""
+
+    runner: ModelRunner
+    folder: Path
+    config: ModelConfig
+    context_length: int
+    vocab_size: int
+    num_slots: int
+    page_size: int
+    max_running: int
+    chunked_prefill_size: int
+    device: str
+    device_reason: str
+    dtype: str
+    num_threads: int
+    num_parameters: int
+    eos_ids: tuple[int, ...]
+
+
+def resolve_model(path: str) -> Path:
+    """The model's folder: "embedded", a local folder, else a hub name (downloaded).  ModelNotFound otherwise."""
+    if path == "embedded":
+        folder = EMBEDDED
+    else:
+        folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if path == "embedded" or path.startswith((".", "/", "~")) or path.count("/") > 1 or folder.exists():
+        raise ModelNotFound(
+            f"model_path={path!r}: there is no folder {folder}.",
+            file=str(folder),
+            field="model_path",
+            value=path,
+            allowed="'embedded', a folder, or the name of a hub model",
+            hint="Check the path, or start the embedded model: model_path='embedded'.",
+        )
+    from nbsgl.engine.hub import download
+
+    return download(path)
+
+
+def load(config: EngineConfig, *, progress: Progress = lambda fraction, note: None) -> LoadedModel:
+    """Load the model of `config` and allocate its KV pool; sets torch's number of threads.
+
+    `progress(fraction, note)` is called as the weights come.  Raises ModelError's children for the model's files,
+    ParameterError for settings that do not fit it, EngineStartFailed(stage="memory") if it does not fit the device.
+    """
+    folder = resolve_model(config.model_path)
+    model_config = read_model_config(folder)
+    context_length = choose_context(config.context_length, model_config)
+    choice = choose_device(config.device)
+    dtype = choose_dtype(config.dtype, choice.device, model_config)
+    num_threads = set_num_threads(config.num_threads)
+    model = load_decoder(config, folder, model_config, dtype, choice.device, progress)
+    num_slots = plan_slots(config, model_config, device=choice.device, dtype=dtype, context_length=context_length)
+    max_running, budget = DEFAULTS[choice.device.type]
+    max_running = config.max_running_requests or max_running
+    runner = make_runner(
+        model,
+        num_slots=num_slots,
+        max_running=max_running,
+        context_length=context_length,
+        attention=config.attention_backend,
+    )
+    log.info(
+        "loaded %s: %d parameters, %s on %s, %d slots",
+        model_config.architecture,
+        model.num_parameters,
+        dtype,
+        choice.reason,
+        num_slots,
+    )
+    return LoadedModel(
+        runner=runner,
+        folder=folder,
+        config=model_config,
+        context_length=context_length,
+        vocab_size=model_config.vocab_size,
+        num_slots=num_slots,
+        page_size=config.page_size,
+        max_running=max_running,
+        chunked_prefill_size=config.chunked_prefill_size or budget,
+        device=str(choice.device),
+        device_reason=choice.reason,
+        dtype=str(dtype).removeprefix("torch."),
+        num_threads=num_threads,
+        num_parameters=model.num_parameters,
+        eos_ids=model_config.eos_ids,
+    )
+
+
+def choose_context(asked: int | None, model: ModelConfig) -> int:
+    """The context in tokens: as asked, else the model's own, cut to its sliding window (attention here is full).
+
+    ParameterError beyond `max_position_embeddings`, ModelUnsupported beyond the window.
+    """
+    window = model.sliding_window
+    if asked is None:
+        if window is not None and window < model.max_position:
+            log.info("context cut from %d to the sliding window of %d tokens", model.max_position, window)
+        return min(model.max_position, window or model.max_position)
+    if asked > model.max_position:
+        raise ParameterError(
+            name="context_length",
+            value=asked,
+            allowed=f"1..{model.max_position} (max_position_embeddings of the model)",
+            hint=f"Use context_length={model.max_position}.",
+        )
+    if window is not None and asked > window:
+        raise ModelUnsupported(
+            file="config.json",
+            field="sliding_window",
+            value=window,
+            allowed=f"a context within the window; context_length={asked} is beyond it",
+            hint=f"Use context_length={window}.",
+        )
+    return asked
+
+
+def load_decoder(
+    config: EngineConfig,
+    folder: Path,
+    model_config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    progress: Progress,
+) -> Decoder:
+    """The model with its weights; files are found and checked before memory is taken."""
+    declared = Decoder(model_config, dtype, torch.device("meta"))
+    entries = None
+    if config.load_format != "dummy":
+        entries = weights.read_entries(weights.find_files(folder))
+        weights.check(entries, dict(declared.parameters()), is_tied=model_config.tie_embeddings)
+    check_weights_fit(declared.num_bytes, device)
+    model = Decoder(model_config, dtype, device)
+    if entries is None:
+        weights.fill_dummy(dict(model.parameters()), config.random_seed or 0, progress)
+    else:
+        weights.load(entries, dict(model.parameters()), progress)
+    return model
+
+
+def make_runner(
+    model: Decoder, *, num_slots: int, max_running: int, context_length: int, attention: str = "auto"
+) -> ModelRunner:
+    """A runner for the model with a KV pool of `num_slots` tokens."""
+    cache = KVCache(
+        model.config,
+        num_slots=num_slots,
+        max_running=max_running,
+        context_length=context_length,
+        dtype=model.dtype,
+        device=model.device,
+    )
+    rope = Rope(model.config.rope, model.config.head_dim, context_length, model.device)
+    return ModelRunner(model, cache, create_attention(attention, model.config, cache), rope, max_running)

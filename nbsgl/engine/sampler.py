@@ -1,0 +1,225 @@
+"""Logits in, token ids out.
+
+Order: penalties and logit bias, clamp, banned ids, grammar mask (the last word on what is possible), temperature,
+top-k, top-p and min-p (each judged on the same distribution), then a Gumbel draw keyed by (seed, place in the run,
+token id).
+A row that asks for none of these costs nothing beyond an argmax.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nbsgl.engine.batch import Row
+from nbsgl.engine.penalties import Penalties, has_penalty
+from nbsgl.engine.rng import draw_keys, exponentials
+from nbsgl.engine.transfer import index_of, to_device
+from nbsgl.protocol import SamplingParams
+
+MAX_SCORE = 1e4  # penalised and biased scores are clamped to +-MAX_SCORE: no bias can make an infinity
+NEG_INF = float("-inf")
+
+
+@dataclass(slots=True)
+class Drawn:
+    """Tokens int64 `[rows]`, is_finite bool `[rows]`; log-probabilities of lines `logprob_lines`, on the device.
+
+    `logprobs` float32 `[len(logprob_lines)]`; `top_ids`, `top_logprobs` `[len(logprob_lines), most asked for]`.
+    """
+
+    tokens: Tensor
+    is_finite: Tensor
+    logprob_lines: list[int] = field(default_factory=list)
+    logprobs: Tensor | None = None
+    top_ids: Tensor | None = None
+    top_logprobs: Tensor | None = None
+
+
+class Sampler:
+    """Draws one token per row; holds the penalties' state.  `last_tokens` is the runner's buffer by page-table row."""
+
+    def __init__(self, vocab_size: int, device: torch.device, last_tokens: Tensor) -> None:
+        self.vocab_size, self.device, self.last_tokens = vocab_size, device, last_tokens
+        self.penalties = Penalties(vocab_size, device)
+        self.ids = torch.arange(vocab_size, dtype=torch.int32, device=device)
+        self.bits = torch.arange(32, dtype=torch.int32, device=device)
+        self.neg_inf = torch.tensor(NEG_INF, device=device)
+
+    def draw(self, logits: Tensor, rows: Sequence[Row]) -> Drawn:
+        """Draw a token for each row from its line of float32 logits `[rows, vocab]`, which are changed in place."""
+        # a sum is finite if and only if every term is (float32 logits lie far below overflow)
+        is_finite = logits.sum(-1).isfinite()
+        lines = [i for i, row in enumerate(rows) if _params(row).return_logprob]
+        raw = logits.index_select(0, index_of(lines, self.device)) if lines else None
+        places = self._shape(logits, rows)
+        tokens = self._choose(logits, rows)
+        if places is not None:
+            penalised = [i for i, row in enumerate(rows) if has_penalty(_params(row))]
+            drawn = tokens.index_select(0, index_of(penalised, self.device))
+            self.penalties.add(places, drawn, [rows[i] for i in penalised])
+        result = Drawn(tokens, is_finite)
+        if raw is not None:
+            self._add_logprobs(result, raw, lines, rows)
+        return result
+
+    def forget(self) -> None:
+        self.penalties.clear()
+
+    # ---- what is possible, and how likely --------------------------------------------------------------------------
+
+    def _shape(self, logits: Tensor, rows: Sequence[Row]) -> Tensor | None:
+        """Penalties, bias, bans, masks, in place; returns the penalised rows' places in the penalties' state."""
+        penalised = [(i, row) for i, row in enumerate(rows) if has_penalty(_params(row))]
+        places = self.penalties.apply(logits, penalised, self.last_tokens) if penalised else None
+        biased = [i for i, row in enumerate(rows) if _params(row).logit_bias]
+        if biased:
+            self._add_bias(logits, biased, rows)
+        if penalised or biased:
+            logits.clamp_(-MAX_SCORE, MAX_SCORE)
+        banned = [i for i, row in enumerate(rows) if row.ban_ids]
+        masked = [i for i, row in enumerate(rows) if row.matcher is not None]
+        kept = logits.index_select(0, index_of(banned, self.device)) if banned and masked else None
+        if banned:
+            self._ban(logits, banned, rows)
+        if masked:
+            logits.index_copy_(0, *self._masked(logits, masked, rows))
+            if kept is not None:
+                self._lift_bans(logits, kept, banned, masked, rows)
+        return places
+
+    def _add_bias(self, logits: Tensor, lines: list[int], rows: Sequence[Row]) -> None:
+        triples = [
+            (i, token, bias)
+            for i in lines
+            for token, bias in _params(rows[i]).logit_bias.items()
+            if token < self.vocab_size
+        ]
+        at = index_of([i for i, _, _ in triples], self.device), index_of([t for _, t, _ in triples], self.device)
+        values = to_device([b for _, _, b in triples], self.device, torch.float32)
+        logits.index_put_(at, values, accumulate=True)
+
+    def _ban(self, logits: Tensor, lines: list[int], rows: Sequence[Row]) -> None:
+        pairs = [(i, token) for i in lines for token in rows[i].ban_ids if token < self.vocab_size]
+        at = index_of([i for i, _ in pairs], self.device), index_of([t for _, t in pairs], self.device)
+        logits.index_put_(at, self.neg_inf)
+
+    def _masked(self, logits: Tensor, lines: list[int], rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+        """The lines' index and their logits, -inf where the row's grammar does not allow the token."""
+        index = index_of(lines, self.device)
+        return index, logits.index_select(0, index).masked_fill_(~self._allowed(lines, rows), NEG_INF)
+
+    def _allowed(self, lines: list[int], rows: Sequence[Row]) -> Tensor:
+        """bool `[lines, vocab]` from the matchers' packed words (bit t of the little-endian words is token t)."""
+        words = np.zeros((len(lines), (self.vocab_size + 31) // 32), dtype=np.uint32)
+        for line, i in enumerate(lines):
+            rows[i].matcher.fill_mask(words[line])
+        packed = to_device(words.view(np.int32), self.device, torch.int32)
+        bits = (packed.unsqueeze(-1) >> self.bits).bitwise_and_(1)
+        return bits.view(len(lines), -1)[:, : self.vocab_size].bool()
+
+    def _lift_bans(
+        self, logits: Tensor, kept: Tensor, banned: list[int], masked: list[int], rows: Sequence[Row]
+    ) -> None:
+        """Where a ban left nothing that the grammar allows, the grammar wins: the row goes on without its ban."""
+        both = [i for i in banned if rows[i].matcher is not None]
+        if not both:
+            return
+        index = index_of(both, self.device)
+        before = kept.index_select(0, index_of([banned.index(i) for i in both], self.device))
+        before.masked_fill_(~self._allowed(both, rows), NEG_INF)
+        lines = logits.index_select(0, index)
+        is_dead = (lines == NEG_INF).all(-1, keepdim=True)
+        logits.index_copy_(0, index, torch.where(is_dead, before, lines))
+
+    # ---- the draw --------------------------------------------------------------------------------------------------
+
+    def _choose(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
+        drawing = [i for i, row in enumerate(rows) if not _params(row).is_greedy]
+        if not drawing:
+            return logits.argmax(-1)  # ties: the lowest id
+        plain = [i for i in drawing if not _is_filtered(_params(rows[i]))]
+        filtered = [i for i in drawing if _is_filtered(_params(rows[i]))]
+        if len(plain) == len(rows):
+            return self._draw_plain(logits, rows)
+        tokens = logits.argmax(-1)
+        for lines, draw in ((plain, self._draw_plain), (filtered, self._draw_filtered)):
+            if lines:
+                self._fill(tokens, logits, rows, lines, draw)
+        return tokens
+
+    def _fill(
+        self,
+        tokens: Tensor,
+        logits: Tensor,
+        rows: Sequence[Row],
+        lines: list[int],
+        draw: Callable[[Tensor, Sequence[Row]], Tensor],
+    ) -> None:
+        index = index_of(lines, self.device)
+        tokens.index_copy_(0, index, draw(logits.index_select(0, index), [rows[i] for i in lines]))
+
+    def _draw_plain(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
+        scores = logits / self._floats([_params(row).temperature for row in rows])
+        return scores.sub_(exponentials(self._keys(rows), self.ids).log_()).argmax(-1)
+
+    def _draw_filtered(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
+        """Draw among the candidates that top-k, top-p and min-p leave, in the order of their probability."""
+        params = [_params(row) for row in rows]
+        scores = logits / self._floats([p.temperature for p in params])
+        scores, ids = scores.sort(dim=-1, descending=True, stable=True)  # stable: equal scores by id on every device
+        most = max(self.vocab_size if p.top_k == -1 else p.top_k for p in params)
+        probs = scores.softmax(-1)
+        ranks = self.ids.unsqueeze(0)
+        top_k = self._floats([self.vocab_size if p.top_k == -1 else min(p.top_k, self.vocab_size) for p in params])
+        # top-p keeps a token if those before it do not reach p: the first always, the one that crosses p too
+        before = probs.cumsum(-1).sub_(probs)
+        is_out = (ranks >= top_k) | (before >= self._floats([p.top_p for p in params]))
+        is_out |= probs < probs[:, :1] * self._floats([p.min_p for p in params])
+        is_out[:, 0] = False
+        if most < self.vocab_size:  # no need to hash what no row can draw
+            scores, ids, is_out = scores[:, :most], ids[:, :most], is_out[:, :most]
+        noise = exponentials(self._keys(rows), ids.int()).log_()
+        best = (scores - noise).masked_fill_(is_out, NEG_INF).argmax(-1, keepdim=True)
+        return ids.gather(1, best).squeeze(1)
+
+    def _keys(self, rows: Sequence[Row]) -> Tensor:
+        keys = []
+        for row in rows:
+            seed = _params(row).seed
+            assert seed is not None, "a sampled run's seed is drawn before it reaches the worker"
+            keys.append(draw_keys(seed, row.run_idx))
+        return to_device(keys, self.device, torch.int32)
+
+    def _floats(self, values: Sequence[float]) -> Tensor:
+        """float32 `[rows, 1]`."""
+        return to_device(values, self.device, torch.float32).unsqueeze(-1)
+
+    # ---- log-probabilities -----------------------------------------------------------------------------------------
+
+    def _add_logprobs(self, drawn: Drawn, raw: Tensor, lines: list[int], rows: Sequence[Row]) -> None:
+        num_top = max(_params(rows[i]).top_logprobs_num for i in lines)
+        tokens = drawn.tokens.index_select(0, index_of(lines, self.device))
+        drawn.logprob_lines = lines
+        drawn.logprobs, drawn.top_ids, drawn.top_logprobs = logprobs_of(raw, tokens, num_top)
+
+
+def logprobs_of(logits: Tensor, tokens: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probability of one token per line of float32 logits; ids and log-probabilities of the `num_top` best."""
+    normaliser = logits.logsumexp(-1, keepdim=True)
+    chosen = (logits.gather(1, tokens.unsqueeze(1)) - normaliser).squeeze(1)
+    best, ids = logits.topk(min(num_top, logits.shape[-1]), dim=-1)
+    return chosen, ids, best - normaliser
+
+
+def _params(row: Row) -> SamplingParams:
+    assert row.params is not None, "only rows with parameters are drawn"
+    return row.params
+
+
+def _is_filtered(params: SamplingParams) -> bool:
+    return params.top_k != -1 or params.top_p < 1.0 or params.min_p > 0.0
