@@ -1,0 +1,809 @@
+"""The scheduler: sequences and their segments in, batches to the runner, updates out.
+
+A step chooses a batch, launches it, and settles the one before.  What runs is decided in `_next_batch`: decodes and
+extends of the running sequences, then waiting ones in the order of the policy, all under the token budget; when slots
+run out, unlocked leaves of the tree are evicted, then the newest running sequences retracted.  One thread; every
+method returns at once; errors of one sequence end that sequence.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+from typing import Any
+
+from nbsgl import errors
+from nbsgl.engine import census, segment_runs
+from nbsgl.engine.admission import RoomEstimate, TokenBudget
+from nbsgl.engine.batch import Batch, Launched, Row, RowResult, Runner, StepOutOfMemory
+from nbsgl.engine.config import EngineConfig
+from nbsgl.engine.kv_pool import KVPool
+from nbsgl.engine.kv_store import KVStore
+from nbsgl.engine.policy import POLICIES, order_waiting
+from nbsgl.engine.radix_cache import RadixCache
+from nbsgl.engine.request import ForcedRun, Queued, SeqState, Sequence
+from nbsgl.engine.segment_runs import Bounds
+from nbsgl.engine.segments import Sampled, Segment, Update
+from nbsgl.engine.stats import Stats
+from nbsgl.engine.stop import Ending, Refused, Vocab
+from nbsgl.errors import Aborted, EngineError, GrammarError, NumericalError, OutOfMemory, ParameterError
+from nbsgl.protocol import GrammarSpec, TreeNode
+
+log = logging.getLogger("nbsgl")
+
+GRANT_AHEAD = 16  # slots for so many tokens at once: a decode row asks the pool once in 16 steps
+SHARED_TOKENS = 32  # waiting for another's prefix costs a step or more: not worth it for fewer tokens
+REMEMBERED_FAILURES = 1024  # ended sequences whose error a child opened later still gets
+NO_TOKENS: range = range(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much the scheduler may use.  `token_budget`: most new tokens in a step."""
+
+    num_slots: int
+    page_size: int = 1
+    max_running: int = 256
+    token_budget: int = 8192
+    policy: str = "lpm"
+    overlap: bool = False
+    disable_radix_cache: bool = False
+
+    def __post_init__(self) -> None:
+        if self.policy not in POLICIES:
+            raise ParameterError(name="schedule_policy", value=self.policy, allowed=" | ".join(POLICIES))
+        for name in ("num_slots", "page_size", "max_running", "token_budget"):
+            if getattr(self, name) < 1:
+                raise ParameterError(name=name, value=getattr(self, name), allowed=">= 1")
+
+    @classmethod
+    def of(cls, config: EngineConfig, num_slots: int, *, max_running: int, token_budget: int, overlap: bool) -> Limits:
+        """Of the engine's settings; what they leave open is given (as measured on the device)."""
+        return cls(
+            num_slots=num_slots,
+            page_size=config.page_size,
+            max_running=config.max_running_requests or max_running,
+            token_budget=config.chunked_prefill_size or token_budget,
+            policy=config.schedule_policy,
+            overlap=overlap if config.overlap is None else config.overlap,
+            disable_radix_cache=config.disable_radix_cache,
+        )
+
+
+@dataclass(slots=True)
+class Entry:
+    """One row in flight, and what to put back if the step fails."""
+
+    seq: Sequence
+    row: Row
+    epoch: int
+    is_extend: bool
+    scored: ForcedRun | None
+    table_len: int
+
+
+@dataclass(slots=True)
+class Flight:
+    """A launched batch."""
+
+    step: int
+    launched: Launched
+    entries: list[Entry]
+
+
+Plan = list[tuple[Sequence, int]]  # who computes how many tokens
+
+
+class Scheduler:
+    """See the module.
+
+    `emit` gets all updates of a step in one call.  `compile_grammar(spec)` gives something with `matcher()`; what it
+    raises ends the sequence that asked.  `vocab_bytes[id]` are a token's bytes (None: special).  With `strict` the
+    census runs after every step and raises; otherwise `repair` mends what it finds.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        runner: Runner,
+        *,
+        eos_ids: Iterable[int],
+        vocab_bytes: Vocab,
+        compile_grammar: Callable[[GrammarSpec], Any],
+        context_length: int,
+        emit: Callable[[list[Update]], None],
+        clock: Callable[[], float] = time.monotonic,
+        strict: bool = False,
+    ) -> None:
+        self.limits, self.runner, self.policy, self.strict = limits, runner, limits.policy, strict
+        self._clock = clock
+        self._build_pool()
+        self.bounds = Bounds(tuple(eos_ids), vocab_bytes, context_length, self.pool.num_slots, limits.page_size)
+        self.budget = TokenBudget(limits.token_budget)
+        self.room = RoomEstimate()
+        self.stats = Stats()
+        self.seqs: dict[int, Sequence] = {}
+        self.waiting: dict[int, Sequence] = {}
+        self.running: dict[int, Sequence] = {}
+        self.flight: Flight | None = None
+        self._compile, self._emit = compile_grammar, emit
+        self._updates: list[Update] = []
+        self._failures: OrderedDict[int, dict[str, Any]] = OrderedDict()
+        self._arrivals = 0
+        self._prefilled = self._decoded = 0  # in this step
+
+    def _build_pool(self) -> None:
+        limits = self.limits
+        self.pool = KVPool(limits.num_slots, limits.page_size, limits.max_running)
+        self.tree = RadixCache(self.pool, is_disabled=limits.disable_radix_cache, clock=self._clock)
+        self.kv = KVStore(self.pool, self.tree)
+
+    # ---- the door
+
+    def open(self, seq: int, parent: int | None = None, after: int = 0) -> None:
+        """A new sequence; with `parent`, a copy of its tokens at the end of its first `after` segments."""
+        self._arrivals += 1
+        new = self.seqs[seq] = Sequence(id=seq, arrival=self._arrivals, parent=parent, after=after)
+        if parent is None:
+            new.ends.append(0)
+            return
+        source = self.seqs.get(parent)
+        if source is None:
+            self._fail_encoded(new, self._failures.get(parent) or errors.encode(_gone(parent)))
+            return
+        new.state = SeqState.UNOPENED
+        source.waiting_children.append(new)
+        self._open_children(source)
+        self._forget_if_closed(source)
+
+    def extend(self, seq: int, first: int, generation: int, segments: Many[Segment]) -> None:
+        """Queue segments; those of an older generation, and of sequences that have ended, are ignored."""
+        target = self.seqs.get(seq)
+        if target is None:
+            return
+        if generation < target.generation:
+            target.awaits_resend = True
+            return
+        if first != target.next_number:
+            allowed = f"{target.next_number}, the number of the sequence's next segment"
+            self._fail(target, ParameterError(name="first", value=first, allowed=allowed))
+            return
+        target.awaits_resend = False
+        now = self._clock()
+        for segment in segments:
+            target.queue.append(self._queued(target.next_number, segment, now))
+            target.next_number += 1
+        try:
+            segment_runs.check_fits(target, self.bounds)
+        except OutOfMemory as error:
+            self._fail(target, error)
+            return
+        if target.state is SeqState.PARKED:
+            self._go_on(target)
+        elif target.run is None and target.kv_len < len(target.tokens):
+            self._begin(target)
+            target.match_version = -1
+
+    def _queued(self, number: int, segment: Segment, now: float) -> Queued:
+        queued = Queued(number, segment, now)
+        if isinstance(segment, Sampled) and segment.grammar is not None:
+            try:
+                queued.grammar = self._compile(segment.grammar)
+            except Exception as error:
+                queued.error = error
+        return queued
+
+    def close(self, seq: int) -> None:
+        """No further segments: forget the sequence when its queue is empty and its waiting children are opened."""
+        target = self.seqs.get(seq)
+        if target is not None:
+            target.is_closing = True
+            self._forget_if_closed(target)
+
+    def abort(self, seqs: Iterable[int]) -> None:
+        """End these sequences now, whatever they do; nothing more is said of them.  Unknown ones are ignored."""
+        for seq in seqs:
+            target = self.seqs.get(seq)
+            if target is not None:
+                self._drop(target, errors.encode(Aborted(by="the end of its parent")))
+
+    def flush_cache(self) -> int:
+        """Drop every cached prefix that nobody has locked; returns how many tokens."""
+        return self.tree.flush()
+
+    def set_policy(self, policy: str) -> None:
+        if policy not in POLICIES:
+            raise ParameterError(name="schedule_policy", value=policy, allowed=" | ".join(POLICIES))
+        self.policy = policy
+
+    # ---- the step
+
+    def step(self) -> bool:
+        """Choose a batch, launch it, settle the one before.  False when nothing is left to do."""
+        begin = self._clock()
+        if self._is_held_by_grammars():
+            self._settle()
+        flight = self._launch(self._next_batch())
+        self._settle()
+        self.flight = flight
+        if not self.limits.overlap:
+            self._settle()
+        self._report(begin)
+        return self.has_work
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.running or self.waiting or self.flight or self._updates)
+
+    def _report(self, begin: float) -> None:
+        if self._updates:
+            updates, self._updates = self._updates, []
+            self._emit(updates)
+        now = self._clock()
+        self.stats.steps += 1
+        self.stats.last_step_s = now - begin
+        if self._prefilled or self._decoded:
+            self.stats.rates.add(now, self._prefilled, self._decoded)
+            self._prefilled = self._decoded = 0
+        if self.strict:
+            census.check(self)
+
+    def _is_held_by_grammars(self) -> bool:
+        """Whether so many rows wait for their last token's mask that running ahead would cost more than it saves."""
+        if self.flight is None:
+            return False
+        held = sum(entry.row.matcher is not None for entry in self.flight.entries)
+        return held * 4 > len(self.flight.entries)
+
+    # ---- choosing
+
+    def _next_batch(self) -> Plan:
+        """Who computes what in this step.  Settles the step in flight, then retracts, until the decodes fit."""
+        while True:
+            plan = self._plan()
+            if plan is not None:
+                return plan
+            if self.flight is not None:
+                self._settle()
+            else:
+                self._retract(self._victim())
+
+    def _plan(self) -> Plan | None:
+        """One try at a batch: None if a running sequence cannot go on for want of slots."""
+        plan: Plan = []
+        decodes, extends = self._ready()
+        budget = self.budget.now
+        if len(decodes) + bool(extends) > budget:
+            decodes, extends = self._take_turns(decodes, extends, budget)
+        for seq in decodes:
+            if not self.kv.grant(seq, seq.kv_len + 1, min(GRANT_AHEAD, seq.room_for_run)):
+                return None
+            plan.append((seq, 1))
+        budget -= len(decodes)
+        is_short = False  # of slots: then nobody else is let in
+        for seq in extends:
+            num_tokens = self._chunk(seq, budget)
+            is_short = is_short or (budget > 0 and num_tokens == 0)
+            if num_tokens:
+                plan.append((seq, num_tokens))
+                budget -= num_tokens
+        if budget > 0 and self.waiting and not is_short:
+            self._admit_waiting(plan, budget)
+        return plan if plan or not is_short else None
+
+    def _ready(self) -> tuple[list[Sequence], list[Sequence]]:
+        """The running sequences that can compute something now: those that decode, and those that extend."""
+        decodes, extends = [], []
+        for seq in self.running.values():
+            run = seq.run
+            known = len(seq.tokens) - seq.kv_len
+            if run is not None and run.num_pending:
+                # Its next token is drawn in the step in flight: go on with it unseen, unless the mask depends on it.
+                if run.matcher is None and len(seq.tokens) - run.begin + run.num_pending < run.limit:
+                    decodes.append(seq)
+            elif known == 1 and run is not None and seq.kv_len >= run.begin:
+                decodes.append(seq)
+            elif known:
+                extends.append(seq)
+        return decodes, extends
+
+    def _take_turns(self, decodes: list[Sequence], extends: list[Sequence], budget: int) -> tuple[list, list]:
+        """More rows than budget: leave a quarter to extends, and let those that take part go to the back."""
+        for_extends = max(1, budget // 4) if extends and budget > 1 else 0
+        taken = decodes[: budget - for_extends]
+        if budget == 1 and extends and (not decodes or self.stats.steps % 2):
+            taken = []
+        for seq in (*taken, *(extends[:1] if len(taken) < budget else ())):
+            self.running[seq.id] = self.running.pop(seq.id)
+        return taken, extends
+
+    def _chunk(self, seq: Sequence, budget: int) -> int:
+        """How many tokens the sequence extends by: what the budget allows and the pool has slots for."""
+        num_tokens = min(budget, len(seq.tokens) - seq.kv_len)
+        if num_tokens <= 0:
+            return 0
+        room = len(seq.slots) - seq.kv_len + self.kv.num_available
+        num_tokens = min(num_tokens, room)
+        ahead = min(GRANT_AHEAD, seq.room_for_run) if seq.kv_len + num_tokens == len(seq.tokens) else 0
+        if num_tokens <= 0 or not self.kv.grant(seq, seq.kv_len + num_tokens, ahead):
+            return 0
+        return num_tokens
+
+    # ---- admitting
+
+    def _admit_waiting(self, plan: Plan, budget: int) -> None:
+        if self.pool.num_free_rows == 0 or len(self.running) >= self.limits.max_running:
+            return
+        leaders = {self._next_block(seq, seq.node, seq.cached_len) for seq in self.running.values() if _prefills(seq)}
+        promised = self.room.promised(self.running.values())
+        for seq in order_waiting(self.policy, self.waiting.values(), self.stats.steps, self._look_up):
+            if budget <= 0 or len(self.running) >= self.limits.max_running or self.pool.num_free_rows == 0:
+                return
+            self._look_up(seq)
+            block = self._next_block(seq, seq.match_node, seq.match_len)
+            if block is not None and block in leaders:
+                continue  # another computes this prefix now: use it once it is in the tree
+            if not self._has_room(seq, promised):
+                return
+            comes_first = seq.comes_first
+            if not self._admit(seq):
+                return
+            if seq.state is not SeqState.RUNNING:
+                continue  # all of it was cached
+            num_tokens = self._chunk(seq, budget)
+            if not num_tokens:
+                self._queue(seq, comes_first=comes_first)
+                return
+            plan.append((seq, num_tokens))
+            budget -= num_tokens
+            promised += self.room.promised([seq])
+            if block is not None:
+                leaders.add(self._next_block(seq, seq.node, seq.cached_len))
+
+    def _look_up(self, seq: Sequence) -> None:
+        """Fill in the sequence's cached prefix; nothing to do while the tree is as it was."""
+        if seq.match_version != self.tree.version:
+            limit = 0 if self.tree.is_disabled else seq.needed_from()
+            seq.match_node, seq.match_len = self.tree.peek(seq.tokens, limit)
+            seq.match_version = self.tree.version
+
+    def _next_block(self, seq: Sequence, node: Any, length: int) -> tuple[int, tuple[int, ...]] | None:
+        """What the sequence computes right behind its cached prefix: None if that is too little to wait for."""
+        if node is None or self.tree.is_disabled or len(seq.tokens) - length < SHARED_TOKENS:
+            return None
+        if seq.needed_from() - length < SHARED_TOKENS:
+            return None
+        return node.id, tuple(seq.tokens[length : length + SHARED_TOKENS])
+
+    def _has_room(self, seq: Sequence, promised: int) -> bool:
+        """Whether the sequence fits beside what the running ones are expected to need."""
+        size = self.pool.page_size
+        needs = -(-(len(seq.tokens) - seq.match_len) // size) * size
+        if self.running:
+            needs += promised + self.room.drawn_by(seq)
+        to_lock = sum(len(node.key) for node in seq.match_node.path() if not node.locks)
+        return needs <= self.kv.num_available - to_lock or not (self.running or self.flight)
+
+    def _admit(self, seq: Sequence) -> bool:
+        """Lock the sequence's cached prefix and give it a row; one with nothing to compute is done at once."""
+        if not self.kv.admit(seq):
+            return False
+        del self.waiting[seq.id]
+        self.running[seq.id] = seq
+        seq.state, seq.has_gained, seq.comes_first = SeqState.RUNNING, False, False
+        if seq.run is not None:
+            seq.run.is_fresh = True
+        cached = max(0, seq.cached_len - seq.credited_len)
+        seq.credited_len = max(seq.credited_len, seq.cached_len)
+        seq.prefill_cached += cached
+        self.stats.prefill_cached += cached
+        if seq.kv_len == len(seq.tokens):
+            self._go_on(seq)
+        return True
+
+    # ---- taking back
+
+    def _victim(self) -> Sequence:
+        """The newest sequence, so that the oldest always goes on; each gains something between two retractions."""
+        gained = [seq for seq in self.running.values() if seq.has_gained]
+        return max(gained or self.running.values(), key=lambda seq: seq.arrival)
+
+    def _retract(self, seq: Sequence) -> None:
+        self.stats.retractions += 1
+        self.room.retracted()
+        log.debug("sequence %d is retracted at %d tokens", seq.id, len(seq.tokens))
+        self._queue(seq, comes_first=True)
+
+    def _queue(self, seq: Sequence, *, comes_first: bool = False) -> None:
+        """Make the sequence wait, whatever it held."""
+        self._let_go(seq)
+        self.running.pop(seq.id, None)
+        self.waiting[seq.id] = seq
+        seq.state, seq.comes_first, seq.queued_step = SeqState.WAITING, comes_first, self.stats.steps
+        seq.match_version = -1
+
+    def _let_go(self, seq: Sequence, *, keep: bool = True, park: bool = False) -> None:
+        """Free what a running sequence holds; the results of its rows in flight no longer count."""
+        seq.epoch += 1
+        if seq.run is not None:
+            seq.run.num_pending = 0
+        self.kv.release(seq, keep=keep, park=park)
+
+    # ---- launching
+
+    def _launch(self, plan: Plan) -> Flight | None:
+        if not plan:
+            return None
+        entries = [self._entry(seq, num_tokens) for seq, num_tokens in plan]
+        batch = Batch([entry.row for entry in entries], step=self.stats.batches + 1)
+        try:
+            launched = self.runner.launch(batch)
+        except StepOutOfMemory:
+            self._take_back(entries)
+            self._shrink(entries)
+            return None
+        self.stats.batches = self.kv.launched = batch.step
+        return Flight(batch.step, launched, entries)
+
+    def _entry(self, seq: Sequence, num_tokens: int) -> Entry:
+        """The sequence's row; the sequence is as if it had been computed."""
+        run, start, table_len = seq.run, seq.kv_len, seq.table_len
+        end = start + num_tokens
+        is_fed_back = run is not None and run.num_pending > 0
+        is_extend = run is None or start < run.begin or num_tokens > 1
+        scored, score = self._scores(seq, start, end)
+        row = Row(
+            row=seq.row,
+            start=start,
+            num_tokens=num_tokens,
+            history=seq.tokens,
+            slots_from=table_len,
+            slots=seq.slots[table_len:],
+            is_fed_back=is_fed_back,
+            score=score,
+            score_top=scored.top if scored else 0,
+        )
+        if run is not None and end >= len(seq.tokens):
+            row.params, row.run_begin, row.matcher = run.params, run.begin, run.matcher
+            row.run_idx = len(seq.tokens) - run.begin + run.num_pending
+            row.is_run_start = run.is_fresh
+            if row.run_idx < run.params.min_tokens:
+                row.ban_ids = run.rules.ban_ids
+            run.is_fresh = False
+            run.num_pending += 1
+        if is_extend:
+            self._note_launch(seq)
+        seq.table_len, seq.kv_len = len(seq.slots), end
+        seq.num_in_flight += 1
+        return Entry(seq, row, seq.epoch, is_extend, scored, table_len)
+
+    def _scores(self, seq: Sequence, start: int, end: int) -> tuple[ForcedRun | None, range]:
+        for forced in seq.forced:
+            logits = forced.needed_logits
+            if logits is not None and logits < end:
+                return forced, range(max(start, logits), min(end, forced.end - 1))
+        return None, NO_TOKENS
+
+    def _note_launch(self, seq: Sequence) -> None:
+        now = self._clock()
+        for forced in seq.forced:
+            if forced.launched_at is None:
+                forced.launched_at = now
+        if seq.run is not None and seq.run.launched_at is None:
+            seq.run.launched_at = now
+
+    def _take_back(self, entries: list[Entry]) -> None:
+        """The batch could not be launched: its sequences are as before.  The step in flight still counts."""
+        for entry in entries:
+            seq, row = entry.seq, entry.row
+            seq.num_in_flight -= 1
+            seq.kv_len, seq.table_len = row.start, entry.table_len
+            if row.params is not None and seq.run is not None:
+                seq.run.num_pending -= 1
+                seq.run.is_fresh = row.is_run_start
+
+    def _undo(self, entries: list[Entry]) -> None:
+        """A launched step failed: its sequences go back to before it, and what was launched on top does not count."""
+        for entry in entries:
+            seq, row = entry.seq, entry.row
+            seq.num_in_flight -= 1
+            if entry.epoch != seq.epoch:
+                continue
+            seq.epoch += 1
+            seq.kv_len, seq.table_len = row.start, min(seq.table_len, entry.table_len)
+            if seq.run is not None:
+                seq.run.num_pending = 0
+                seq.run.is_fresh = True
+
+    def _shrink(self, entries: list[Entry]) -> None:
+        """Try the next steps with less; one token that does not fit alone ends its sequence."""
+        self.stats.oom_shrinks += 1
+        num_tokens = sum(entry.row.num_tokens for entry in entries)
+        seq = entries[0].seq
+        if num_tokens > 1:
+            log.warning("no device memory for a step of %d tokens: the next ones are smaller", num_tokens)
+            self.budget.shrink(num_tokens)
+        elif seq.state is SeqState.RUNNING:
+            self._fail(seq, OutOfMemory("The device has no memory for one more token of this request."))
+
+    # ---- settling
+
+    def _settle(self) -> None:
+        """Wait for the step in flight and carry its results into the sequences."""
+        flight, self.flight = self.flight, None
+        if flight is None:
+            return
+        try:
+            results = flight.launched.result()
+        except StepOutOfMemory:
+            self._undo(flight.entries)
+            self._shrink(flight.entries)
+            self.kv.settled(flight.step)
+            return
+        for entry, result in zip(flight.entries, results):
+            seq = entry.seq
+            seq.num_in_flight -= 1
+            if entry.epoch == seq.epoch:
+                self._settle_row(entry, result)
+            else:
+                self.stats.overruns += 1
+        self.kv.settled(flight.step)
+        self.budget.good_step()
+        self.room.good_step()
+
+    def _settle_row(self, entry: Entry, result: RowResult) -> None:
+        seq, row = entry.seq, entry.row
+        end = row.start + row.num_tokens
+        if not result.is_finite:
+            self.stats.numerical_errors += 1
+            self._fail(seq, NumericalError(position=end - 1, step=self.stats.steps), keep=False)
+            return
+        num_done = seq.num_done
+        seq.settled_len = end
+        seq.has_gained = True
+        if entry.scored is not None:
+            entry.scored.logprobs += result.scores
+            entry.scored.tops += result.score_tops
+        if entry.is_extend:
+            self._count_extend(seq, row)
+            self.kv.insert(seq)
+        while seq.forced and seq.forced[0].end <= seq.settled_len:
+            self._updates.append(segment_runs.end_forced(seq, self._clock()))
+        ending = self._take_token(seq, result) if row.params is not None else None
+        if seq.state is not SeqState.RUNNING:
+            return
+        if ending is not None:
+            self._updates.append(segment_runs.end_run(seq, ending, self._clock()))
+        if not seq.has_work:
+            self._go_on(seq)
+        elif num_done != seq.num_done:
+            self._open_children(seq)
+
+    def _count_extend(self, seq: Sequence, row: Row) -> None:
+        seq.prefill_computed += row.num_tokens
+        seq.computed_for_run += row.num_tokens
+        seq.credited_len = max(seq.credited_len, row.start + row.num_tokens)
+        self.stats.prefill_computed += row.num_tokens
+        self._prefilled += row.num_tokens
+
+    def _take_token(self, seq: Sequence, result: RowResult) -> Ending | None:
+        run = seq.run
+        assert run is not None
+        run.num_pending -= 1
+        if run.first_at is None:
+            run.first_at = self._clock()
+        self.stats.decode_tokens += 1
+        self._decoded += 1
+        try:
+            ending = segment_runs.take_token(run, seq.tokens, result)
+        except Refused:
+            reason = f"token {result.token} was drawn though the grammar does not allow it"
+            self._fail(seq, GrammarError(kind="grammar", path=f"token {seq.num_drawn}", reason=reason))
+            return None
+        if ending is None and run.stream:
+            update = segment_runs.news_of(seq, run)
+            if update is not None:
+                self._updates.append(update)
+        return ending
+
+    # ---- going on
+
+    def _go_on(self, seq: Sequence) -> None:
+        """Begin what the sequence can do next, end what needs no computing, and put it where it belongs."""
+        while self._begin(seq) and self._end_for_free(seq):
+            pass
+        if seq.state is SeqState.FINISHED:
+            return
+        self._open_children(seq)
+        if seq.state is SeqState.RUNNING:
+            self._go_on_running(seq)
+        elif seq.state is SeqState.PARKED and seq.has_work:
+            self._queue(seq)
+        elif seq.state is SeqState.PARKED and seq.parked_node is None:
+            self.kv.park(seq)
+        self._forget_if_closed(seq)
+
+    def _begin(self, seq: Sequence) -> bool:
+        """Begin the segments that can be computed together; False if that failed and the sequence has ended."""
+        try:
+            segment_runs.begin_segments(seq, self.bounds)
+        except Exception as error:  # a grammar's compiler or matcher may raise anything
+            self._fail(seq, error, segment=seq.queue[0].number)
+            return False
+        return True
+
+    def _end_for_free(self, seq: Sequence) -> bool:
+        """End the first segment under way if nothing has to be computed for it."""
+        if seq.forced:
+            forced = seq.forced[0]
+            if forced.end > seq.settled_len and forced.begin < forced.end:
+                return False
+            self._updates.append(segment_runs.end_forced(seq, self._clock()))
+            return True
+        ending = segment_runs.ending_at_start(seq)
+        if ending is None:
+            return False
+        self._updates.append(segment_runs.end_run(seq, ending, self._clock()))
+        return True
+
+    def _go_on_running(self, seq: Sequence) -> None:
+        if not seq.has_work:
+            self._let_go(seq, park=True)
+            del self.running[seq.id]
+            seq.state = SeqState.PARKED
+            return
+        if seq.run is None or not seq.run.num_pending:
+            needed = seq.needed_from()
+            if needed < seq.kv_len:
+                seq.kv_len = needed
+                seq.settled_len = min(seq.settled_len, needed)
+        if seq.kv_len < seq.cached_len:  # computing into the tree's own slots is not allowed: match it anew
+            self._queue(seq, comes_first=True)
+
+    def _open_children(self, parent: Sequence) -> None:
+        """Open the children whose point of the fork the parent has reached."""
+        if not parent.waiting_children:
+            return
+        ready = [child for child in parent.waiting_children if child.after <= parent.num_done]
+        if not ready:
+            return
+        if parent.state is SeqState.RUNNING:
+            self.kv.insert(parent)
+        parent.waiting_children = [child for child in parent.waiting_children if child.after > parent.num_done]
+        for child in ready:
+            child.tokens = parent.tokens[: parent.ends[child.after]]
+            child.ends.append(len(child.tokens))
+            child.state = SeqState.PARKED
+            try:
+                segment_runs.check_fits(child, self.bounds)
+            except OutOfMemory as error:
+                self._fail(child, error)
+                continue
+            self._go_on(child)
+
+    # ---- ending
+
+    def _forget_if_closed(self, seq: Sequence) -> None:
+        """Let go of a closed sequence that has nothing left to do; children it can no longer open fail."""
+        is_idle = seq.state is SeqState.PARKED and not seq.queue and not seq.awaits_resend
+        if seq.is_closing and is_idle:
+            self._drop(seq, errors.encode(_gone(seq.id)))
+
+    def _fail(self, seq: Sequence, error: Exception, *, segment: int | None = None, keep: bool = True) -> None:
+        """End the sequence with an error, and the children that wait for it with the same."""
+        if segment is None:
+            segment = max(0, seq.num_done)
+        self._fail_encoded(seq, errors.encode(error), segment=segment, keep=keep)
+
+    def _fail_encoded(self, seq: Sequence, error: dict[str, Any], *, segment: int = 0, keep: bool = True) -> None:
+        self._updates.append(Update(seq=seq.id, segment=segment, done=True, error=error))
+        self._drop(seq, error, keep=keep)
+
+    def _drop(self, seq: Sequence, error: dict[str, Any], *, keep: bool = True) -> None:
+        """Free everything the sequence holds and forget it; `error` is what its waiting children get."""
+        self._let_go(seq, keep=keep)
+        self.kv.unpark(seq)
+        self.running.pop(seq.id, None)
+        self.waiting.pop(seq.id, None)
+        self.seqs.pop(seq.id, None)
+        if seq.state is SeqState.UNOPENED and seq.parent in self.seqs:
+            siblings = self.seqs[seq.parent].waiting_children
+            self.seqs[seq.parent].waiting_children = [child for child in siblings if child is not seq]
+        seq.state, seq.run = SeqState.FINISHED, None
+        seq.forced.clear()
+        seq.queue.clear()
+        self._failures[seq.id] = error
+        if len(self._failures) > REMEMBERED_FAILURES:
+            self._failures.popitem(last=False)
+        children, seq.waiting_children = seq.waiting_children, []
+        for child in children:
+            self._fail_encoded(child, error)
+
+    # ---- showing
+
+    def census(self) -> list[str]:
+        """What is wrong in the bookkeeping (empty: nothing).  O(slots)."""
+        return census.findings(self)
+
+    def repair(self) -> int:
+        """Mend what the census finds: leaked slots go to quarantine, sequences on corrupt slots end with an error.
+
+        Returns the number of slots put away.  Meant for idle moments: it drops the cache where it has to.
+        """
+        return census.repair(self)
+
+    def start_anew(self, must_end: Callable[[Sequence], bool]) -> None:
+        """Build pool and tree anew after damage: the cache is empty, running sequences wait or, if they must, end."""
+        flight, self.flight = self.flight, None
+        if flight is not None:
+            flight.launched.result()
+        damaged = [seq for seq in self.running.values() if must_end(seq)]
+        for seq in self.seqs.values():
+            seq.node = seq.parked_node = None
+            seq.num_in_flight = 0
+        quarantined = self.pool.quarantined_slots()
+        step = self.kv.launched
+        self._build_pool()
+        self.kv.launched = step
+        self.pool.quarantine(quarantined)
+        self.runner.forget()
+        for seq in list(self.running.values()):
+            seq.slots, seq.row = [], -1
+            seq.cached_len = seq.settled_len = seq.kv_len = seq.table_len = 0
+            self._queue(seq, comes_first=True)
+        for seq in damaged:
+            self._fail(seq, EngineError("The bookkeeping of the KV pool was damaged; the requests on it were ended."))
+
+    def tree_nodes(self, text_of: Callable[[list[int]], str]) -> list[TreeNode]:
+        """The prefix tree for a view."""
+        return self.tree.dump(text_of)
+
+    def snapshot(self) -> dict[str, Any]:
+        """The fields of `protocol.EngineSnapshot` that the scheduler knows."""
+        prefill_tok_s, decode_tok_s = self.stats.rates.rates(self._clock())
+        pool, tree, stats = self.pool, self.tree, self.stats
+        return {
+            "policy": self.policy,
+            "slots_total": pool.num_slots,
+            "slots_free": pool.num_free,
+            "slots_in_tree": tree.num_tokens,
+            "slots_owned": pool.num_slots - pool.num_free - pool.num_quarantined - tree.num_tokens,
+            "slots_quarantined": pool.num_quarantined,
+            "slots_evictable": tree.num_evictable,
+            "running": len(self.running),
+            "waiting": len(self.waiting),
+            "parked": len(self.seqs) - len(self.running) - len(self.waiting),
+            "steps": stats.steps,
+            "last_step_ms": stats.last_step_s * 1e3,
+            "prefill_tokens_computed": stats.prefill_computed,
+            "prefill_tokens_cached": stats.prefill_cached,
+            "decode_tokens": stats.decode_tokens,
+            "hit_rate": stats.hit_rate,
+            "prefill_tok_s": prefill_tok_s,
+            "decode_tok_s": decode_tok_s,
+            "retractions": stats.retractions,
+            "evicted_tokens": tree.evicted_tokens,
+            "counters": {
+                "oom.shrinks": stats.oom_shrinks,
+                "overruns": stats.overruns,
+                "numerical_errors": stats.numerical_errors,
+                "leaks.repaired": stats.leaks_repaired,
+                "budget": self.budget.now,
+                "tree.nodes": len(tree),
+            },
+        }
+
+
+def _gone(parent: int) -> ParameterError:
+    return ParameterError(
+        f"The parent sequence {parent} has ended and did not reach the point of the fork.", name="parent", value=parent
+    )
+
+
+def _prefills(seq: Sequence) -> bool:
+    """Whether the sequence still computes known tokens, which go to the tree chunk by chunk."""
+    return seq.settled_len < (seq.run.begin if seq.run else len(seq.tokens))

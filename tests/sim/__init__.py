@@ -1,0 +1,1 @@
+"""The engine's bookkeeping under a seeded scheduler of work and faults; see `simulation`."""
