@@ -206,9 +206,22 @@ class TextCodec:
         normalizer = self._continued.normalizer
         return normalizer.normalize_str(text).replace("\u2581", " ") if normalizer else text
 
-    def self_test(self, texts: Iterable[str]) -> str | None:
-        """The first text that the bytes table does not give back from its tokens; None if there is none."""
-        return self.vocab.check(self.encode, (self.normalize(text) for text in texts))
+    def self_test(self, texts: Iterable[str] | None = None) -> str | None:
+        """The first text that the bytes table does not give back from its tokens; None if there is none.
+
+        Without texts: characters of all lengths and scripts, alone and between others (about 10 ms).
+        """
+        chosen = _self_test_texts() if texts is None else texts
+        return self.vocab.check(self.encode, (self.normalize(text) for text in chosen))
+
+
+def _self_test_texts() -> Iterator[str]:
+    codes = [*range(0x80), *range(0xA0, 0x3000, 97), *range(0x3000, 0xD800, 997), *range(0xE000, 0x110000, 9973)]
+    chars = [chr(code) for code in codes]
+    yield from chars
+    yield from (f"a{char} {char}1{char}" for char in chars)
+    yield "".join(chars)
+    yield '  def f(x):\n\treturn {"a": [1, 2.5, null]}  # naïve 日本語 🙂\r\n\n'
 
 
 def _is_text(data: bytes) -> bool:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -256,10 +258,27 @@ def test_long_prompt_is_linear_enough(codecs: dict[str, TextCodec]) -> None:
         assert codec.decode(codec.encode(text)) == text
 
 
+def test_self_test_passes_and_can_fail(codecs: dict[str, TextCodec]) -> None:
+    assert all(codecs[name].self_test() is None for name in ("byte", "byte_bos", "first", "always", "normalizer"))
+    broken = TextCodec(codecs["byte"].files)
+    broken.vocab.tokens[broken.vocab.byte_ids[ord("q")]] = b"x"
+    assert "q" in (broken.self_test() or "")
+
+
+def test_nothing_heavy_is_imported() -> None:
+    code = (
+        "import sys, nbsgl.engine.text, nbsgl.engine.templates, nbsgl.engine.grammar.cache;"
+        "print([m for m in ('torch', 'transformers', 'IPython') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_embedded_tokenizer_is_exact() -> None:
     folder = Path(text_module.__file__).parent / "assets" / "tiny"
     if not (folder / "tokenizer.json").is_file():
         pytest.skip("the embedded model is not in this checkout")
     codec = TextCodec.load(folder)
     assert codec.eos_ids
+    assert codec.self_test() is None
     assert codec.self_test([*TORTURE, *tiny_tokenizers.CORPUS[:3]]) is None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import _sre
+import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 from re import _casefix
 
@@ -47,11 +48,7 @@ def contains(chars: CharSet, code: int) -> bool:
 
 
 DIGIT, SPACE, WORD = "digit", "space", "word"
-_TESTS: dict[str, Callable[[str], bool]] = {
-    DIGIT: str.isdecimal,
-    SPACE: str.isspace,
-    WORD: lambda char: char.isalnum() or char == "_",
-}
+_ESCAPES = {DIGIT: r"\d+", SPACE: r"\s+", WORD: r"\w+"}
 _ASCII: dict[str, CharSet] = {
     DIGIT: charset([(0x30, 0x39)]),
     SPACE: charset([(0x09, 0x0D), (0x20, 0x20)]),
@@ -61,11 +58,14 @@ _ASCII: dict[str, CharSet] = {
 
 @lru_cache(maxsize=16)
 def category(name: str, ascii_only: bool = False) -> CharSet:
-    r"""What `\d`, `\s` or `\w` match in a `str` pattern of this Python version (0.1 s each the first time)."""
+    r"""What `\d`, `\s` or `\w` match in a `str` pattern of this Python version (0.1 s the first time)."""
     if ascii_only:
         return _ASCII[name]
-    test = _TESTS[name]
-    return charset((code, code) for code in range(END + 1) if test(chr(code)))
+    return charset((run.start(), run.end() - 1) for run in re.finditer(_ESCAPES[name], _all_characters()))
+
+
+def _all_characters() -> str:
+    return "".join(map(chr, range(END + 1)))
 
 
 # ---- IGNORECASE as `re` does it: a character matches if its lower-case form is in the lowered set --------------------

@@ -22,7 +22,7 @@ Words = NDArray[np.uint32]
 _LIMITS = {"initial_lexer_fuel": 5_000_000, "max_lexer_states": 50_000, "verbose_errors": False}
 _JSON_FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _DEAD_END = ("NoExtension", "NoExtensionBias")
-_TOO_MUCH = re.compile(r"too (many|complex|large|big)|fuel|limit|exceed", re.IGNORECASE)
+_TOO_MUCH = re.compile(r"too (many (?!digits)|complex|large|big)|fuel|limit|exceed", re.IGNORECASE)
 _UNKNOWN_KEYS = re.compile(r'Unimplemented keys: \["([^"]*)"')
 
 
@@ -238,4 +238,4 @@ def _first_line(message: str) -> str:
     """What the library says, without the place in a text that the user never saw."""
     line = message.strip().splitlines()[0] if message.strip() else "refused without a reason"
     line = re.sub(r"^(at )?\d+\(\d+\): ", "", line)
-    return re.sub(r"^failed to compile JSON schema: ", "", line).rstrip(".")
+    return re.sub(r"^failed to compile JSON schema: ", "", line).rstrip(".")[:300]

@@ -15,6 +15,14 @@ MAX_REFS = 1_024
 
 # Keywords of older drafts that assert something and that the compiler takes for annotations.
 REFUSED = frozenset({"divisibleBy", "disallow", "extends"})
+# The standard's formats.  Those the compiler does not know it refuses; others are annotations.
+FORMATS = frozenset(
+    {
+        *("date-time", "time", "date", "duration", "email", "idn-email", "hostname", "idn-hostname", "ipv4", "ipv6"),
+        *("uri", "uri-reference", "iri", "iri-reference", "uuid", "uri-template", "regex"),
+        *("json-pointer", "relative-json-pointer"),
+    }
+)
 _NAMED_SCHEMAS = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
 _DATA = frozenset({"enum", "const", "default", "examples", "example", "required", "x-guidance"})
 
@@ -41,6 +49,7 @@ def load(text: str) -> dict[str, Any]:
     if not isinstance(schema, dict):
         raise bad("", f"a schema is an object or a boolean, not {type(schema).__name__}")
     _check_keywords(schema)
+    _drop_annotations(schema)
     return {key: value for key, value in schema.items() if key != "x-guidance"}
 
 
@@ -87,6 +96,15 @@ def _check_keywords(schema: dict[str, Any]) -> None:
                 raise bad(here, f"more than {MAX_REFS:,} references", limit=f"{MAX_REFS:,} references")
         if keyword == "enum" and isinstance(value, list) and len(value) > MAX_ENUM:
             raise bad(here, f"{len(value):,} values, the limit is {MAX_ENUM:,}", limit=f"{MAX_ENUM:,} values")
+
+
+def _drop_annotations(schema: dict[str, Any]) -> None:
+    """Take out what asserts nothing but would be refused: formats of no standard, `uniqueItems: false`."""
+    for _, keyword, parent in list(places(schema)):
+        if keyword == "uniqueItems" and parent[keyword] is False:
+            del parent[keyword]
+        if keyword == "format" and isinstance(parent[keyword], str) and parent[keyword] not in FORMATS:
+            del parent[keyword]
 
 
 def _check_depth(schema: Any) -> None:
