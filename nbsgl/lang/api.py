@@ -1,0 +1,250 @@
+"""What a program writes: `gen`, `select`, roles.  Every value is checked at the line it stands in."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, NoReturn
+
+from nbsgl.errors import ParameterError, Unsupported
+from nbsgl.lang.choices import ChoicesSamplingMethod, token_length_normalized
+from nbsgl.lang.ir import Concat, Expr, GenExpr, RoleBegin, RoleEnd, SelectExpr, TextExpr, caller, parts, refuse_mark
+from nbsgl.lang.params import checked, constraint
+
+logger = logging.getLogger("nbsgl")
+_warned: set[str] = set()  # call sites that were told once
+
+
+def gen(
+    name: str | None = None,
+    max_tokens: Any = None,
+    min_tokens: int | None = None,
+    n: int | None = None,
+    stop: Any = None,
+    stop_token_ids: Any = None,
+    stop_regex: Any = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    min_p: float | None = None,
+    frequency_penalty: float | None = None,
+    presence_penalty: float | None = None,
+    ignore_eos: bool | None = None,
+    return_logprob: bool | None = None,
+    logprob_start_len: int | None = None,
+    top_logprobs_num: int | None = None,
+    return_text_in_logprobs: bool | None = None,
+    dtype: Any = None,
+    choices: Any = None,
+    choices_method: ChoicesSamplingMethod | None = None,
+    regex: str | None = None,
+    json_schema: Any = None,
+    *,
+    seed: int | None = None,
+    repetition_penalty: float | None = None,
+    logit_bias: dict[int, float] | None = None,
+) -> Expr:
+    """A hole that the model fills; its text becomes the variable `name`.  None means the run's default.
+
+    At most one of `dtype` (int, float, bool, str), `choices` (then it is a `select`), `regex` and `json_schema`
+    (a dict or a JSON string) constrains the text.  `max_tokens="fit"` means as many as fit the context.  With n > 1
+    the variable is a list and the program goes on with the first.  Raises `ParameterError` or `BadRegex` at once.
+    """
+    given = {
+        "max_tokens": max_tokens,
+        "min_tokens": min_tokens,
+        "n": n,
+        "stop": stop,
+        "stop_token_ids": stop_token_ids,
+        "stop_regex": stop_regex,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "min_p": min_p,
+        "frequency_penalty": frequency_penalty,
+        "presence_penalty": presence_penalty,
+        "repetition_penalty": repetition_penalty,
+        "ignore_eos": ignore_eos,
+        "logit_bias": logit_bias,
+        "return_logprob": return_logprob,
+        "logprob_start_len": logprob_start_len,
+        "top_logprobs_num": top_logprobs_num,
+        "return_text_in_logprobs": return_text_in_logprobs,
+        "seed": seed,
+    }
+    kinds = {"dtype": dtype, "choices": choices, "regex": regex, "json_schema": json_schema}
+    both = [kind for kind, value in kinds.items() if value is not None]
+    if len(both) > 1:
+        raise ParameterError(
+            f"{' and '.join(both)} were both given; a gen takes one of dtype, choices, regex and json_schema.",
+            name=both[1],
+        )
+    where = caller()
+    if choices is not None:
+        unused = [key for key, value in given.items() if value is not None and key not in ("temperature", "seed")]
+        if unused and where not in _warned:
+            _warned.add(where)
+            logger.warning("%s: %s mean(s) nothing to a gen with choices.", where, ", ".join(unused))
+        checked(given)
+        return _select(name, choices, temperature or 0.0, choices_method, seed, where)
+    if choices_method is not None:
+        raise ParameterError(name="choices_method", value=choices_method, allowed="given only together with choices=")
+    _check_name(name)
+    grammar, more_stop = constraint(regex, json_schema, dtype)
+    return GenExpr(name, checked(given), grammar, more_stop, where)
+
+
+def gen_int(*args: Any, **kwargs: Any) -> Expr:
+    """`gen(..., dtype=int)`; the variable is a string of digits."""
+    return _typed(int, args, kwargs)
+
+
+def gen_string(*args: Any, **kwargs: Any) -> Expr:
+    """`gen(..., dtype=str)`; the variable includes its quotes."""
+    return _typed(str, args, kwargs)
+
+
+# gen_int's positional slots are gen's without min_tokens, dtype, choices, choices_method, regex, json_schema
+# fmt: off
+_TYPED_SLOTS = [
+    "name", "max_tokens", "n", "stop", "stop_token_ids", "stop_regex", "temperature", "top_p", "top_k", "min_p",
+    "frequency_penalty", "presence_penalty", "ignore_eos", "return_logprob", "logprob_start_len", "top_logprobs_num",
+    "return_text_in_logprobs",
+]
+# fmt: on
+
+
+def _typed(dtype: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Expr:
+    if len(args) > len(_TYPED_SLOTS):
+        raise TypeError(f"takes at most {len(_TYPED_SLOTS)} positional arguments, {len(args)} were given")
+    given = dict(zip(_TYPED_SLOTS, args, strict=False))
+    twice = given.keys() & kwargs.keys()
+    if twice:
+        raise TypeError(f"got several values for {', '.join(sorted(twice))}")
+    return gen(dtype=dtype, **given, **kwargs)
+
+
+def select(
+    name: str | None = None,
+    choices: Any = None,
+    temperature: float = 0.0,
+    choices_method: ChoicesSamplingMethod | None = token_length_normalized,
+    *,
+    seed: int | None = None,
+) -> Expr:
+    """A hole that becomes the best of `choices`; at a temperature > 0, drawn with softmax(score / temperature)."""
+    return _select(name, choices, temperature, choices_method, seed, caller())
+
+
+def _select(
+    name: str | None,
+    choices: Any,
+    temperature: float,
+    method: ChoicesSamplingMethod | None,
+    seed: int | None,
+    where: str,
+) -> Expr:
+    _check_name(name)
+    allowed = "a list of different, non-empty strings"
+    if isinstance(choices, str) or not hasattr(choices, "__iter__"):
+        raise ParameterError(name="choices", value=choices, allowed=allowed)
+    options = tuple(choices)
+    if not options or not all(isinstance(text, str) and text for text in options):
+        raise ParameterError(name="choices", value=list(options), allowed=allowed)
+    if len(set(options)) < len(options):
+        twice = sorted({text for text in options if options.count(text) > 1})
+        raise ParameterError(f"choices has duplicates: {twice}.", name="choices", value=list(options), allowed=allowed)
+    for text in options:
+        refuse_mark(text, "choices=")
+    checked({"temperature": temperature, "seed": seed})
+    method = token_length_normalized if method is None else method
+    if not isinstance(method, ChoicesSamplingMethod):
+        raise ParameterError(
+            name="choices_method",
+            value=method,
+            allowed="an object of a ChoicesSamplingMethod class",
+            hint="For example: choices_method=nbsgl.greedy_token_selection.",
+        )
+    return SelectExpr(name, options, float(temperature), method, seed, where)
+
+
+def _check_name(name: object) -> None:
+    if name is not None and not isinstance(name, str):
+        raise ParameterError(name="name", value=name, allowed="a string, or None")
+    refuse_mark(name, "name=")
+
+
+# ---- text and roles --------------------------------------------------------------------------------------------------
+
+
+def raw(text: str) -> Expr:
+    """Text in which special tokens count, inside a role too."""
+    if not isinstance(text, str):
+        raise ParameterError(name="text", value=text, allowed="a string")
+    refuse_mark(text, "raw(...)")
+    return TextExpr(text, raw=True)
+
+
+def role(name: str, expr: Any = None) -> Expr:
+    """A whole message: prefix, content, suffix."""
+    return Concat([RoleBegin(name), *([] if expr is None else parts(expr)), RoleEnd(name)])
+
+
+def system(expr: Any = None) -> Expr:
+    """A system message."""
+    return role("system", expr)
+
+
+def user(expr: Any = None) -> Expr:
+    """A user's message."""
+    return role("user", expr)
+
+
+def assistant(expr: Any = None) -> Expr:
+    """An assistant's message; usually `assistant(gen(...))`."""
+    return role("assistant", expr)
+
+
+def system_begin() -> Expr:
+    return RoleBegin("system")
+
+
+def system_end() -> Expr:
+    return RoleEnd("system")
+
+
+def user_begin() -> Expr:
+    return RoleBegin("user")
+
+
+def user_end() -> Expr:
+    return RoleEnd("user")
+
+
+def assistant_begin() -> Expr:
+    return RoleBegin("assistant")
+
+
+def assistant_end() -> Expr:
+    return RoleEnd("assistant")
+
+
+# ---- what this engine does not do ------------------------------------------------------------------------------------
+
+
+def image(expr: Any) -> NoReturn:
+    """Raises `Unsupported`: the engine runs text models."""
+    raise Unsupported("image(...): the engine runs text models only.", name="image", hint="Describe it in words.")
+
+
+def video(path: Any, num_frames: int) -> NoReturn:
+    """Raises `Unsupported`: the engine runs text models."""
+    raise Unsupported("video(...): the engine runs text models only.", name="video", hint="Describe it in words.")
+
+
+def separate_reasoning(expr: Any = None, model_type: str | None = None) -> NoReturn:
+    """Raises `Unsupported`; two gens with the marker as stop string do the same."""
+    raise Unsupported(
+        "separate_reasoning(...) is not supported yet.",
+        name="separate_reasoning",
+        hint='Write the two parts: gen("thinking", stop="</think>") + "</think>" + gen("answer").',
+    )

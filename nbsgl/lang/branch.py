@@ -1,0 +1,254 @@
+"""The nouns of a running program: pieces of text, slots of sampled results, what names are bound to, branches, scopes.
+
+Nothing here locks; the `Executor` that owns a branch does.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from nbsgl.lang.choices import ChoicesSamplingMethod
+from nbsgl.protocol import Gen, GenResult, Select, SelectDone, Status, TokenLogprob
+
+
+@dataclass(slots=True, eq=False)
+class Piece:
+    """Known text; `is_markup`: the prefix or suffix of `role`."""
+
+    text: str
+    role: str | None = None
+    is_markup: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """The place of one sampled result, from the line that queues it to its end.  Times are `time.monotonic()`."""
+
+    node: Gen | Select
+    where: str
+    role: str | None = None
+    method: ChoicesSamplingMethod | None = None
+    with_text: bool = False
+    run_seed: int = 0
+    status: Status = "queued"
+    results: list[GenResult] = field(default_factory=list)
+    choice: SelectDone | None = None
+    chosen: int = -1
+    chunks: list[str] = field(default_factory=list)
+    chunk_logprobs: list[TokenLogprob] = field(default_factory=list)
+    num_chunk_tokens: int = 0
+    error: BaseException | None = None
+    sent_at: float | None = None
+    first_at: float | None = None
+    ended_at: float | None = None
+
+    @property
+    def number(self) -> int:
+        return self.node.slot
+
+    @property
+    def name(self) -> str | None:
+        return self.node.name
+
+    @property
+    def is_final(self) -> bool:
+        return self.status in ("done", "failed", "aborted")
+
+    @property
+    def text(self) -> str:
+        """The text that stands in the branch; what has come so far of one that is not done."""
+        if self.results:
+            return self.results[0].text
+        if isinstance(self.node, Select):
+            return self.node.choices[self.chosen] if self.chosen >= 0 else ""
+        return "".join(self.chunks)
+
+    @property
+    def value(self) -> str | list[str]:
+        if isinstance(self.node, Gen) and self.node.params.n > 1:
+            return [result.text for result in self.results]
+        return self.text
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(result.completion_tokens for result in self.results) or self.num_chunk_tokens
+
+    def end(self, status: Status, error: BaseException | None = None) -> None:
+        self.status, self.error, self.ended_at = status, error, time.monotonic()
+
+
+Item = Piece | Slot
+
+
+class Binding:
+    """What a name is bound to."""
+
+    def slots(self) -> Iterator[Slot]:
+        """The results the value depends on."""
+        yield from ()
+
+    @property
+    def is_open(self) -> bool:
+        """More may still be added to it."""
+        return False
+
+    def value(self) -> Any:
+        """The value, once all slots are final and none has failed."""
+        raise AssertionError("no value")
+
+
+@dataclass(slots=True, eq=False)
+class Sampled(Binding):
+    slot: Slot
+
+    def slots(self) -> Iterator[Slot]:
+        yield self.slot
+
+    def value(self) -> str | list[str]:
+        return self.slot.value
+
+
+@dataclass(slots=True, eq=False)
+class Given(Binding):
+    """A value that was set."""
+
+    given: Any
+
+    def value(self) -> Any:
+        return self.given
+
+
+@dataclass(slots=True, eq=False)
+class Span(Binding):
+    """The text that a `var_scope` added."""
+
+    items: list[Item]
+    start: int
+    thread: int
+    end: int | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self.end is None
+
+    def slots(self) -> Iterator[Slot]:
+        yield from (item for item in self.items[self.start : self.end] if isinstance(item, Slot))
+
+    def value(self) -> str:
+        return "".join(item.text for item in self.items[self.start : self.end])
+
+
+@dataclass(slots=True, eq=False)
+class Gathered(Binding):
+    """The list that a join makes of one name: by child, without those that lack it."""
+
+    children: list[tuple[int, Binding]]
+    keeps_errors: bool = False
+
+    def slots(self) -> Iterator[Slot]:
+        for _, child in self.children:
+            yield from child.slots()
+
+    @property
+    def is_open(self) -> bool:
+        return any(child.is_open for _, child in self.children)
+
+    def value(self) -> list[Any]:
+        return [failure(child) or child.value() for _, child in self.children]
+
+
+def failure(binding: Binding) -> BaseException | None:
+    """The error that makes the value impossible."""
+    if isinstance(binding, Gathered) and binding.keeps_errors:
+        return None
+    return next((slot.error for slot in binding.slots() if slot.error is not None), None)
+
+
+def is_ready(binding: Binding) -> bool:
+    return not binding.is_open and all(slot.is_final for slot in binding.slots())
+
+
+@dataclass(slots=True, eq=False)
+class Message:
+    """One role's part of a branch: its items are `[start, end)`."""
+
+    role: str
+    start: int
+    end: int | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Scope:
+    """One program at work: what its branches have in common."""
+
+    title: str
+    defaults: Mapping[str, Any]
+    seed: int
+    instance: int = 0
+    stream: bool = False
+    eager: bool = False
+    deadline_s: float | None = None
+    where: str = ""
+    thread: int = 0  # of the body, if it runs in one of its own
+    branches: list[Branch] = field(default_factory=list)  # all it made, also those nobody can reach
+    is_over: bool = False  # the body has ended
+    ret_value: Any = None
+    began: float = field(default_factory=time.monotonic)
+
+
+@dataclass(slots=True, eq=False)
+class Branch:
+    """One line of growth; a child begins with its parent's items, bindings and open role."""
+
+    number: int
+    scope: Scope
+    parent: Branch | None = None
+    path: tuple[int, ...] = ()
+    items: list[Item] = field(default_factory=list)
+    inherited: int = 0  # of items
+    forked_at: int = 0  # items of its own that the parent had
+    bindings: dict[str | None, Binding] = field(default_factory=dict)
+    messages: list[Message] = field(default_factory=list)
+    role: str | None = None
+    num_children: int = 0
+    num_sampled: int = 0
+    num_sent: int = 0  # items the backend knows
+    is_known: bool = False  # to the backend
+    is_closed: bool = False  # joined: takes nothing more
+    error: BaseException | None = None
+    is_error_seen: bool = False
+
+    def fork(self, number: int, scope: Scope | None = None) -> Branch:
+        """A child; in another scope it counts its seeds anew."""
+        path = (*self.path, self.num_children) if scope is None else ()
+        if scope is None:
+            self.num_children += 1
+        return Branch(
+            number,
+            scope or self.scope,
+            parent=self,
+            path=path,
+            items=list(self.items),
+            inherited=len(self.items),
+            forked_at=len(self.items) - self.inherited,
+            bindings=dict(self.bindings),
+            messages=[Message(m.role, m.start, m.end) for m in self.messages],
+            role=self.role,
+        )
+
+    def slots(self) -> Iterator[Slot]:
+        yield from (item for item in self.items if isinstance(item, Slot))
+
+    def own_slots(self) -> Iterator[Slot]:
+        return (slot for slot in self.slots() if slot.node.branch == self.number)
+
+    @property
+    def is_done(self) -> bool:
+        return all(slot.is_final for slot in self.slots())
+
+    @property
+    def text(self) -> str:
+        return "".join(item.text for item in self.items)

@@ -1,0 +1,5 @@
+"""SGLang's place of `ProgramState`."""
+
+from nbsgl.lang.state import ProgramState, ProgramStateGroup
+
+__all__ = ["ProgramState", "ProgramStateGroup"]

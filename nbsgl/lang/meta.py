@@ -1,0 +1,74 @@
+"""What `get_meta_info` tells about a finished variable, in SGLang's keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nbsgl.lang import choices
+from nbsgl.lang.branch import Slot
+from nbsgl.protocol import Finish, GenResult, Logprobs, Select, TokenLogprob
+
+
+def meta_info(run_id: str, slot: Slot) -> dict[str, Any] | list[dict[str, Any]]:
+    """A dict; for a gen with n > 1 a list of n."""
+    if isinstance(slot.node, Select):
+        return _of_select(run_id, slot)
+    infos = [_of_gen(f"{run_id}-{slot.number}", slot, result) for result in slot.results]
+    return infos if slot.node.params.n > 1 else infos[0]
+
+
+def _of_gen(request_id: str, slot: Slot, result: GenResult) -> dict[str, Any]:
+    info: dict[str, Any] = {
+        "id": request_id,
+        "finish_reason": finish_reason(result.finish),
+        "prompt_tokens": result.prompt_tokens,
+        "completion_tokens": result.completion_tokens,
+        "cached_tokens": result.cached_tokens,
+        "e2e_latency": result.e2e_s,
+        "ttft_s": result.ttft_s,
+        "seed": result.seed,
+        "run_seed": slot.run_seed,
+    }
+    for side, logprobs in (("input", result.input_logprobs), ("output", result.output_logprobs)):
+        if logprobs is not None:
+            info |= _logprobs(side, logprobs, slot.with_text)
+    return info
+
+
+def finish_reason(finish: Finish) -> dict[str, Any]:
+    reason: dict[str, Any] = {"type": finish.type}
+    if finish.type == "stop":
+        reason["matched"] = finish.matched
+    elif finish.type == "length":
+        reason["length"] = finish.length
+    return reason
+
+
+def _logprobs(side: str, logprobs: Logprobs, with_text: bool) -> dict[str, Any]:
+    info: dict[str, Any] = {f"{side}_token_logprobs": triples(logprobs.tokens, with_text)}
+    if side == "output":
+        info["output_token_logprobs_length"] = len(logprobs.tokens)
+    if logprobs.top:
+        info[f"{side}_top_logprobs"] = [None if row is None else triples(row, with_text) for row in logprobs.top]
+    return info
+
+
+def triples(rows: list[TokenLogprob], with_text: bool) -> list[TokenLogprob]:
+    return [(logprob, token, text if with_text else None) for logprob, token, text in rows]
+
+
+def _of_select(run_id: str, slot: Slot) -> dict[str, Any]:
+    done = slot.choice
+    assert done is not None
+    assert slot.method is not None
+    assert isinstance(slot.node, Select)
+    decision = choices.decide(slot.method, slot.node.choices, done.token_logprobs, done.unconditional)
+    return {
+        **(decision.meta_info or {}),
+        "id": f"{run_id}-{slot.number}",
+        "scores": done.scores,
+        "prompt_tokens": done.prompt_tokens,
+        "e2e_latency": done.e2e_s,
+        "seed": done.seed,
+        "run_seed": slot.run_seed,
+    }

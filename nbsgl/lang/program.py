@@ -1,0 +1,325 @@
+"""Programs: `@function` makes one of a function of `s`, `run` and `run_batch` run it, `state()` is one in place."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from nbsgl.errors import DeadlineExceeded, ParameterError, ProgramError, Unsupported
+from nbsgl.lang.branch import Scope
+from nbsgl.lang.default import default
+from nbsgl.lang.executor import Executor
+from nbsgl.lang.ir import caller
+from nbsgl.lang.janitor import janitor
+from nbsgl.lang.params import ALIASES, NAMES, checked
+from nbsgl.lang.state import ProgramState, StateBlock
+
+logger = logging.getLogger("nbsgl")
+
+RUN_PARAMETERS = frozenset([*NAMES, *ALIASES])
+
+
+def function(func: Callable[..., Any] | None = None, num_api_spec_tokens: int | None = None) -> Any:
+    """Make a program of a function whose first parameter is `s`, the state it grows.
+
+    `num_api_spec_tokens` matters to remote completion services only: a branch here runs through its segments anyway.
+    """
+    if func is not None:
+        return SglFunction(func, num_api_spec_tokens=num_api_spec_tokens)
+    return lambda func: SglFunction(func, num_api_spec_tokens=num_api_spec_tokens)
+
+
+class SglFunction:
+    """A program.  Calling it runs it."""
+
+    def __init__(
+        self,
+        func: Callable[..., Any],
+        num_api_spec_tokens: int | None = None,
+        bind_arguments: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.func = func
+        self.num_api_spec_tokens = num_api_spec_tokens
+        self.bind_arguments = dict(bind_arguments or {})
+        self.name = getattr(func, "__name__", type(func).__name__)
+        spec = inspect.getfullargspec(func)
+        if spec.args[:1] != ["s"]:
+            raise ProgramError(
+                f"{self.name}: a program's first parameter is the state `s`.", hint=f"def {self.name}(s):"
+            )
+        if inspect.iscoroutinefunction(func) or inspect.isasyncgenfunction(func):
+            raise Unsupported(
+                f"{self.name}: `async def` programs are not supported yet.",
+                hint="Write `def`; run it with stream=True and `await` the state.",
+            )
+        self.arg_names: list[str] = spec.args[1:]
+        self.arg_defaults: tuple[Any, ...] = spec.defaults or ()
+        self._keyword_names = {*self.arg_names, *spec.kwonlyargs}
+        self._takes_any_keyword = spec.varkw is not None
+        self.__doc__, self.__name__ = func.__doc__, self.name
+        self.__wrapped__ = func
+
+    def __repr__(self) -> str:
+        return f"<SglFunction {self.name}({', '.join(['s', *self.arg_names])})>"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> ProgramState:
+        return self.run(*args, **kwargs)
+
+    def bind(self, **kwargs: Any) -> SglFunction:
+        """The same program with some arguments fixed."""
+        unknown = kwargs.keys() - self._keyword_names
+        if unknown and not self._takes_any_keyword:
+            raise ProgramError(f"{self.name} has no argument {sorted(unknown)}; it has {self.arg_names}.")
+        return SglFunction(self.func, self.num_api_spec_tokens, {**self.bind_arguments, **kwargs})
+
+    def run(
+        self,
+        *args: Any,
+        stream: bool = False,
+        backend: Any = None,
+        use_thread: bool = True,
+        seed: int | None = None,
+        deadline_s: float | None = None,
+        **kwargs: Any,
+    ) -> ProgramState:
+        """Run the body and return its state; what it queued may still be running.
+
+        Sampling parameters (`max_new_tokens`, `temperature`, `stop`, ...: `gen`'s, also in SGLang's long forms) are the
+        defaults of every gen; other keywords are the program's arguments.  With `stream` the body runs in a thread
+        of its own and its texts can be read as they come.  With `use_thread=False` every `s +=` waits (debugging).
+        The same `seed` gives the same texts.  After `deadline_s` seconds what is unfinished fails.
+        """
+        swallowed = {name: value for name, value in kwargs.items() if name in RUN_PARAMETERS}
+        arguments = {name: value for name, value in kwargs.items() if name not in RUN_PARAMETERS}
+        job = Job(self, checked(swallowed), seed, deadline_s, stream, eager=not use_thread)
+        try:
+            return job.run(default.resolve(backend), 0, args, arguments)
+        except TypeError as error:
+            _explain_swallowed(self, error, [*swallowed, *_own_parameters(stream, seed, backend)])
+            raise
+
+    def run_batch(
+        self,
+        batch_kwargs: Sequence[Any],
+        *,
+        backend: Any = None,
+        num_threads: int | str = "auto",
+        progress_bar: bool = False,
+        generator_style: bool = False,
+        on_error: str = "raise",
+        seed: int | None = None,
+        deadline_s: float | None = None,
+        **sampling: Any,
+    ) -> list[ProgramState] | Iterator[ProgramState]:
+        """Run the program once per entry (a dict, or a tuple matched to `arg_names`) and wait for all; order is kept.
+
+        With `generator_style` an iterator that yields each state as soon as it and those before are done.
+        `on_error="raise"` raises the first error a body raised, after all others have finished; "keep" keeps it in
+        its state's `error()`.  At most `num_threads` instances run at a time ("auto": many).
+        An interrupt aborts what runs and returns at once; the states are the exception's `.states`.
+        """
+        from nbsgl.lang.batch import Batch
+
+        unknown = sampling.keys() - RUN_PARAMETERS
+        if unknown:
+            raise ProgramError(
+                f"run_batch has no parameter {', '.join(sorted(unknown))}.",
+                hint="The program's arguments stand in the list: run_batch([{...}, {...}]).",
+            )
+        if on_error not in ("raise", "keep"):
+            raise ParameterError(name="on_error", value=on_error, allowed='"raise" or "keep"')
+        is_count = isinstance(num_threads, int) and not isinstance(num_threads, bool) and num_threads >= 1
+        if num_threads != "auto" and not is_count:
+            raise ParameterError(name="num_threads", value=num_threads, allowed='"auto" or an int >= 1')
+        rows = [self._as_keywords(row) for row in batch_kwargs]
+        job = Job(self, checked(sampling), seed, deadline_s, stream=False)
+        if not rows:
+            return iter(()) if generator_style else []
+        count = None if num_threads == "auto" else int(num_threads)
+        batch = Batch(job, default.resolve(backend), rows, count, on_error)
+        states = batch.states(progress_bar)
+        return states if generator_style else list(states)
+
+    def _as_keywords(self, row: Any) -> dict[str, Any]:
+        if isinstance(row, Mapping):
+            return dict(row)
+        if not isinstance(row, (tuple, list)):
+            raise ParameterError(name="batch_kwargs", value=row, allowed="a list of dicts, or of tuples")
+        free = [name for name in self.arg_names if name not in self.bind_arguments]
+        least = len(free) - len(self.arg_defaults)
+        if not least <= len(row) <= len(free):
+            raise ProgramError(
+                f"{self.name} takes {free} ({max(0, least)}..{len(free)} values), this entry has {len(row)}."
+            )
+        return dict(zip(free, row, strict=False))
+
+    def merged(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments with the bound ones, which win."""
+        twice = [name for name in kwargs if name in self.bind_arguments]
+        if twice:
+            logger.warning("%s: %s was bound before; the bound value is used.", self.name, ", ".join(twice))
+        return {**kwargs, **self.bind_arguments}
+
+
+def _own_parameters(stream: bool, seed: int | None, backend: Any) -> list[str]:
+    return [name for name, given in (("stream", stream), ("seed", seed), ("backend", backend)) if given]
+
+
+def _explain_swallowed(program: SglFunction, error: TypeError, taken: list[str]) -> None:
+    """`n=3` is a run parameter: a program that has an argument `n` misses it."""
+    mine = [name for name in taken if name in program.arg_names]
+    if mine:
+        error.add_note(f"{', '.join(mine)} is a parameter of run() too and was taken as that: pass it by position.")
+
+
+class Job:
+    """What the instances of one `run` or `run_batch` have in common."""
+
+    def __init__(
+        self,
+        program: SglFunction,
+        defaults: Mapping[str, Any],
+        seed: int | None,
+        deadline_s: float | None,
+        stream: bool,
+        eager: bool = False,
+    ) -> None:
+        self.program = program
+        self.defaults = defaults
+        self.seed = checked_seed(seed)
+        self.deadline_s = checked_deadline(deadline_s)
+        self.stream, self.eager = stream, eager
+        self.where = caller()
+
+    def new_state(self, backend: Any, instance: int) -> ProgramState:
+        return begin(
+            Executor(backend),
+            Scope(
+                title=self.program.name,
+                defaults=self.defaults,
+                seed=self.seed,
+                instance=instance,
+                stream=self.stream,
+                eager=self.eager,
+                deadline_s=self.deadline_s,
+                where=self.where,
+            ),
+        )
+
+    def run(self, backend: Any, instance: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> ProgramState:
+        state = self.new_state(backend, instance)
+        if not self.stream:
+            self.run_body(state, args, kwargs)
+            return state
+        started = threading.Event()
+        work = (state, args, kwargs, started)
+        threading.Thread(target=self._run_in_thread, args=work, name=f"nbsgl-{self.program.name}", daemon=True).start()
+        while not started.wait(0.1):
+            pass
+        return state
+
+    def _run_in_thread(
+        self, state: ProgramState, args: Sequence[Any], kwargs: Mapping[str, Any], started: threading.Event
+    ) -> None:
+        state.branch.scope.thread = threading.get_ident()
+        started.set()
+        try:
+            self.run_body(state, args, kwargs)
+        except BaseException as error:  # kept in the state: whoever reads it raises it
+            logger.debug("nbsgl: the body of %s raised %s", self.program.name, type(error).__name__)
+
+    def run_body(self, state: ProgramState, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Run the body to its end and send what it queued; its exception ends what it began, and goes on."""
+        try:
+            value = self.program.func(state, *args, **self.program.merged(kwargs))
+            state.end_body(ret_value=value)
+        except BaseException as error:
+            state.end_body(error)
+            raise
+
+
+def begin(executor: Executor, scope: Scope) -> ProgramState:
+    """A fresh state in `scope`, which ends at its deadline."""
+    with executor.lock:
+        branch = executor.add_root(scope)
+    watch_deadline(executor, scope)
+    return ProgramState(executor, branch)
+
+
+def watch_deadline(executor: Executor, scope: Scope) -> None:
+    if scope.deadline_s is not None:
+        janitor.start()
+        lease, late = executor.lease, DeadlineExceeded(after_s=scope.deadline_s)
+        janitor.at(time.monotonic() + scope.deadline_s, lambda: lease.fail(scope, late))
+
+
+def checked_seed(seed: Any) -> int:
+    """The seed, or a drawn one."""
+    if seed is None:
+        return int.from_bytes(os.urandom(8), "little") >> 1
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise ParameterError(name="seed", value=seed, allowed="an int")
+    return seed
+
+
+def checked_deadline(deadline_s: Any) -> float | None:
+    if deadline_s is None:
+        return None
+    if not isinstance(deadline_s, (int, float)) or isinstance(deadline_s, bool) or not deadline_s > 0:
+        raise ParameterError(name="deadline_s", value=deadline_s, allowed="a number > 0")
+    return float(deadline_s)
+
+
+def state(
+    backend: Any = None,
+    *,
+    on: ProgramState | None = None,
+    stream: bool = True,
+    seed: int | None = None,
+    deadline_s: float | None = None,
+    title: str = "state",
+    **sampling: Any,
+) -> StateBlock:
+    """`with state() as s:`: a program written in place, as a `%%sgl` cell is.
+
+    Leaving the block sends what is queued and waits; an exception aborts what runs.  `on` begins from a copy of
+    another state (its sampling defaults are kept where none are given).  The rest is as for `SglFunction.run`.
+    """
+    unknown = sampling.keys() - RUN_PARAMETERS
+    if unknown:
+        raise ParameterError(
+            f"state() has no parameter {', '.join(sorted(unknown))}.",
+            name=min(unknown),
+            value=sampling[min(unknown)],
+            allowed=", ".join(sorted(RUN_PARAMETERS)),
+        )
+    if on is not None and not isinstance(on, ProgramState):
+        raise ParameterError(name="on", value=on, allowed="a state")
+    if on is not None and backend is not None:
+        raise ParameterError("on= and backend= exclude each other: a copy lives where its state lives.", name="backend")
+    defaults = checked(sampling)
+    if on is not None:
+        defaults = {**on.branch.scope.defaults, **defaults}
+    where = caller()
+
+    def enter() -> ProgramState:
+        scope = Scope(
+            title=title,
+            defaults=defaults,
+            seed=checked_seed(seed),
+            stream=stream,
+            deadline_s=checked_deadline(deadline_s),
+            where=where,
+        )
+        if on is None:
+            return begin(Executor(default.resolve(backend)), scope)
+        copy = on.fork_scope(scope)
+        watch_deadline(on.executor, scope)
+        return copy
+
+    return StateBlock(enter)

@@ -1,0 +1,692 @@
+"""`ProgramState`: the running value of a program, the `s` of its body; `ProgramStateGroup`: its forks.
+
+`s += ...` only queues.  A *demand* (`s["x"]`, `text()`, `messages()`, `sync()`, `error()`, `get_meta_info()`, a stream)
+sends everything queued in the run and waits for what it asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn, overload
+
+from nbsgl.errors import (
+    Aborted,
+    HoleError,
+    ParameterError,
+    ProgramError,
+    RoleError,
+    StateFailed,
+    UnknownVariable,
+    Unsupported,
+)
+from nbsgl.lang import api, choices
+from nbsgl.lang.branch import (
+    Binding,
+    Branch,
+    Gathered,
+    Given,
+    Message,
+    Piece,
+    Sampled,
+    Scope,
+    Slot,
+    Span,
+    failure,
+    is_ready,
+)
+from nbsgl.lang.executor import TICK_S, Executor
+from nbsgl.lang.ir import Expr, GenExpr, RoleBegin, RoleEnd, SelectExpr, TextExpr, parts, refuse_mark
+from nbsgl.lang.janitor import janitor
+from nbsgl.lang.meta import meta_info
+from nbsgl.lang.params import resolve
+from nbsgl.lang.streams import AsyncWaiter, Cursor
+from nbsgl.lang.view import run_view
+from nbsgl.protocol import Append, Choose, Gen, ModelInfo, RunView, Select, Text
+
+_INSTEAD = {
+    "stream_executor": "s.text(), s.messages(), s[name], s.get_meta_info(name)",
+    "generate": 's += gen("x")',
+    "value": "s[name]",
+}
+
+
+class ProgramState:
+    """One branch of a running program.
+
+    Everything but a demand returns at once.  Safe to use from several threads.  When a segment has failed, reads of
+    what it leaves undone raise `StateFailed`, always the same object; what was finished before stays readable.
+    """
+
+    def __init__(self, executor: Executor, branch: Branch) -> None:
+        self.executor, self.branch = executor, branch
+        self._taken: Expr | None = None  # what `s.user(x)` has just queued
+        janitor.start()
+        janitor.watch(self, executor.lease.release, branch.number)
+
+    # ---- growing -----------------------------------------------------------------------------------------------------
+
+    def __iadd__(self, other: Any) -> ProgramState:
+        taken, self._taken = self._taken, None
+        if taken is None or other is not taken:
+            self._add(parts(other))
+        return self
+
+    def _add(self, items: Sequence[Expr]) -> None:
+        info = None if all(isinstance(item, TextExpr) for item in items) else self.executor.info
+        for item in items:
+            with self.executor.lock:
+                self._check_open()
+                slot = self._queue(item, info)
+            if slot is not None and isinstance(slot.node, Select) and slot.node.method == "ask":
+                self._choose(slot)
+        if self.branch.scope.eager:
+            self.sync()
+
+    def _check_open(self) -> None:
+        if self.branch.error is not None:
+            self._raise(self.branch.error)
+        if self.branch.is_closed:
+            raise ProgramError("This state was joined: it can be read, but takes nothing more.")
+
+    def _queue(self, item: Expr, info: ModelInfo | None) -> Slot | None:
+        if isinstance(item, TextExpr):
+            self._add_text(item.text, is_special=item.raw or self.branch.role is None)
+            return None
+        assert info is not None
+        if isinstance(item, RoleBegin):
+            self._begin_role(item.role, info)
+        elif isinstance(item, RoleEnd):
+            self._end_role(item.role, info)
+        elif isinstance(item, GenExpr):
+            return self._add_gen(item, info)
+        elif isinstance(item, SelectExpr):
+            return self._add_select(item)
+        else:
+            raise HoleError(f"A state cannot take {item!r}.")
+        return None
+
+    def _add_text(self, text: str, *, is_special: bool, is_markup: bool = False) -> None:
+        if text:
+            self.branch.items.append(Piece(text, self.branch.role, is_markup))
+            number = self.branch.number
+            self.executor.queue(self.branch, Text(branch=number, text=text, parse_special=is_special))
+
+    def _begin_role(self, role: str, info: ModelInfo) -> None:
+        branch = self.branch
+        if branch.role is not None:
+            raise RoleError(
+                f"{role} begins inside {branch.role}: roles cannot be nested.",
+                hint=f"Close it first: s += {branch.role}_end().",
+            )
+        if role not in info.roles:
+            raise RoleError(f"The template of {info.model} has no role {role!r}; it has {', '.join(info.roles)}.")
+        if not branch.messages and role != "system" and info.default_system and "system" in info.roles:
+            self._begin_role("system", info)
+            self._add_text(info.default_system, is_special=False)
+            self._end_role("system", info)
+        branch.role = role
+        self._add_text(info.roles[role].prefix, is_special=True, is_markup=True)
+        branch.messages.append(Message(role, len(branch.items)))
+
+    def _end_role(self, role: str, info: ModelInfo) -> None:
+        branch = self.branch
+        if branch.role != role:
+            inside = f"inside {branch.role}" if branch.role else "outside of any role"
+            raise RoleError(f"{role}_end() stands {inside}.", hint=f"Begin it first: s += {role}_begin().")
+        branch.messages[-1].end = len(branch.items)
+        self._add_text(info.roles[role].suffix, is_special=True, is_markup=True)
+        branch.role = None
+
+    def _add_gen(self, expr: GenExpr, info: ModelInfo) -> Slot:
+        scope = self.branch.scope
+        stops = (*expr.more_stop, *info.stop)
+        params = resolve(scope.defaults, expr.given, stops, self._seed())
+        node = Gen(
+            branch=self.branch.number,
+            slot=self.executor.next_number(),
+            params=params,
+            grammar=expr.grammar,
+            stream=scope.stream,
+            name=expr.name,
+        )
+        with_text = bool({**scope.defaults, **expr.given}.get("return_text_in_logprobs", False))
+        return self._add_slot(Slot(node, expr.where, self.branch.role, with_text=with_text, run_seed=scope.seed))
+
+    def _add_select(self, expr: SelectExpr) -> Slot:
+        method = choices.method_name(expr.method)
+        if method == "ask" and expr.temperature > 0:
+            raise ParameterError(
+                name="temperature", value=expr.temperature, allowed="0 with a choices_method of your own: it decides"
+            )
+        node = Select(
+            branch=self.branch.number,
+            slot=self.executor.next_number(),
+            choices=expr.choices,
+            method=method,
+            needs_unconditional=expr.method.requires_unconditional_logprobs,
+            temperature=expr.temperature,
+            seed=self._seed() if expr.seed is None else expr.seed,
+            name=expr.name,
+        )
+        role, seed = self.branch.role, self.branch.scope.seed
+        return self._add_slot(Slot(node, expr.where, role, method=expr.method, run_seed=seed))
+
+    def _add_slot(self, slot: Slot) -> Slot:
+        self.executor.add_slot(self.branch, slot)
+        self.branch.bindings[slot.name] = Sampled(slot)
+        return slot
+
+    def _seed(self) -> int:
+        """The same for the same place in the same program, whatever else runs: 63 bits."""
+        branch, scope = self.branch, self.branch.scope
+        place = (scope.seed, scope.instance, branch.path, branch.num_sampled, 0)
+        return int.from_bytes(hashlib.blake2b(repr(place).encode(), digest_size=8).digest(), "little") >> 1
+
+    def _choose(self, slot: Slot) -> None:
+        """Let the user's own method decide a select, here and now."""
+        self._demand(lambda: slot.choice is not None or slot.is_final)
+        done, node = slot.choice, slot.node
+        assert isinstance(node, Select)
+        if done is None or slot.is_final or slot.method is None:
+            self._raise(slot.error or Aborted(by="the caller"))
+        try:
+            decision = choices.decide(slot.method, node.choices, done.token_logprobs, done.unconditional).decision
+            if decision not in node.choices:
+                raise ProgramError(f"{type(slot.method).__name__} chose {decision!r}, which is not among the choices.")
+        except BaseException as error:
+            self._abort(error)
+            raise
+        with self.executor.lock:
+            slot.chosen = node.choices.index(decision)
+            self.executor.settle(slot)
+            self.executor.queue(self.branch, Choose(branch=node.branch, slot=node.slot, index=slot.chosen))
+
+    # ---- demands -----------------------------------------------------------------------------------------------------
+
+    def _demand(self, is_ready: Callable[[], bool]) -> None:
+        """Send what is queued and wait; an interrupt aborts the whole program first."""
+        try:
+            while True:
+                self.executor.flush()
+                self.executor.wait(lambda: is_ready() or self.executor.has_queue)
+                with self.executor.lock:
+                    if is_ready():
+                        return
+        except BaseException as error:
+            self.end_scope(error)
+            raise
+
+    def _raise(self, error: BaseException) -> NoReturn:
+        self.branch.is_error_seen = True
+        raise error.with_traceback(None) if isinstance(error, StateFailed) else error
+
+    def wait_all(self) -> None:
+        """Send what is queued and wait for it; raises nothing when it fails."""
+        self._demand(lambda: self.branch.error is not None or (self.branch.is_done and not self.is_growing()))
+
+    def is_growing(self) -> bool:
+        """Whether a body in a thread of its own may still add to this state, and this is not that thread."""
+        scope = self.branch.scope
+        return scope.thread != 0 and not scope.is_over and scope.thread != threading.get_ident()
+
+    def sync(self) -> None:
+        """Wait for everything queued; raises if this state has failed."""
+        self.wait_all()
+        if self.branch.error is not None:
+            self._raise(self.branch.error)
+
+    def text(self) -> str:
+        """The whole text, prompt included."""
+        self.sync()
+        with self.executor.lock:
+            return self.branch.text
+
+    def messages(self) -> list[dict[str, str]]:
+        """The closed roles as `{"role", "content"}`."""
+        self.sync()
+        with self.executor.lock:
+            return [
+                {"role": m.role, "content": "".join(item.text for item in self.branch.items[m.start : m.end]).lstrip()}
+                for m in self.branch.messages
+                if m.end is not None
+            ]
+
+    def error(self) -> BaseException | None:
+        """Wait for everything queued; the cause of the failure, or None."""
+        self.wait_all()
+        error = self.branch.error
+        if error is None:
+            return None
+        self.branch.is_error_seen = True
+        return error.__cause__ or error if isinstance(error, StateFailed) else error
+
+    def get_var(self, name: str | None) -> Any:
+        """Wait for this variable.  `UnknownVariable` (a KeyError) at once if there is none of that name."""
+        with self.executor.lock:
+            binding = self._find(name)
+        if binding is None:  # the body, in its own thread, may still make it
+            self._demand(lambda: name in self.branch.bindings or not self.is_growing() or self.branch.error is not None)
+            with self.executor.lock:
+                binding = self._find(name)
+            assert binding is not None
+        self._await_binding(binding)
+        with self.executor.lock:
+            return binding.value()
+
+    __getitem__ = get_var
+
+    def _find(self, name: str | None) -> Binding | None:
+        binding = self.branch.bindings.get(name)
+        if binding is None:
+            if self.branch.error is not None:
+                self._raise(self.branch.error)
+            if self.is_growing():
+                return None
+            raise self.unknown(name)
+        if isinstance(binding, Span) and binding.is_open and binding.thread == threading.get_ident():
+            raise UnknownVariable(
+                f"The variable {name!r} is what its `with s.var_scope(...)` block adds; it ends with the block.",
+                name=name,
+            )
+        return binding
+
+    def unknown(self, name: str | None) -> UnknownVariable:
+        known = [key for key in self.branch.bindings if key is not None]
+        return UnknownVariable(
+            f"The state has no variable {name!r}; it has {', '.join(map(repr, known)) or 'none yet'}.",
+            name=name,
+            known=known,
+        )
+
+    def _await_binding(self, binding: Binding) -> None:
+        self._demand(lambda: failure(binding) is not None or is_ready(binding))
+        error = failure(binding)
+        if error is not None:
+            if isinstance(binding, Gathered):
+                _note_failed(error, binding)
+            self._raise(error)
+
+    def set_var(self, name: str, value: Any) -> None:
+        """Bind any object to a name."""
+        if isinstance(value, Expr):
+            raise HoleError(f"{value!r} is a hole, not a value.", hint=f"To fill it, write `s += gen({name!r})`.")
+        refuse_mark(value, f"s[{name!r}]")
+        with self.executor.lock:
+            self.branch.bindings[name] = Given(value)
+
+    __setitem__ = set_var
+
+    def __contains__(self, name: object) -> bool:
+        """Whether the name is queued or set and has not failed; waits for nothing."""
+        with self.executor.lock:
+            binding = self.branch.bindings.get(name) if isinstance(name, str) else None
+            return binding is not None and failure(binding) is None
+
+    def get_meta_info(self, name: str | None) -> Any:
+        """Wait for this variable; how it came about, in SGLang's keys.  None if it is unknown, or not sampled."""
+        binding = self.branch.bindings.get(name)
+        if not isinstance(binding, Sampled):
+            return None
+        self._await_binding(binding)
+        return meta_info(self.executor.id, binding.slot)
+
+    @property
+    def ret_value(self) -> Any:
+        """What the body returned."""
+        if self.is_growing():
+            self._demand(lambda: not self.is_growing())
+            if self.branch.error is not None:
+                self._raise(self.branch.error)
+        return self.branch.scope.ret_value
+
+    # ---- streams -----------------------------------------------------------------------------------------------------
+
+    def text_iter(self, var_name: str | None = None) -> Iterator[str]:
+        """The text of the state, or of one variable, as it comes (in pieces if the program runs with `stream=True`)."""
+        cursor = Cursor(self, var_name, whole=var_name is None)
+        while not cursor.is_at_end:
+            found: list[str] = []
+
+            def has_news(found: list[str] = found) -> bool:
+                if not found and not cursor.is_at_end:
+                    text = cursor.read()
+                    if text:
+                        found.append(text)
+                return bool(found) or cursor.is_at_end
+
+            self._demand(has_news)
+            yield from found
+        if cursor.error is not None:
+            self._raise(cursor.error)
+
+    async def text_async_iter(self, var_name: str | None = None, return_meta_data: bool = False) -> AsyncIterator[Any]:
+        """`text_iter` for `async for`; with `return_meta_data`, pairs of text and what is known of it so far."""
+        if return_meta_data and var_name is None:
+            raise ParameterError(name="return_meta_data", value=True, allowed="True only together with var_name")
+        cursor = Cursor(self, var_name, whole=var_name is None)
+        while not cursor.is_at_end:
+            found: list[str] = []
+
+            def has_news(found: list[str] = found) -> bool:
+                if not found and not cursor.is_at_end:
+                    text = cursor.read()
+                    if text:
+                        found.append(text)
+                return bool(found) or cursor.is_at_end
+
+            await self._async_wait(has_news)
+            for text in found:
+                yield (text, cursor.meta()) if return_meta_data else text
+        if cursor.error is not None:
+            self._raise(cursor.error)
+
+    async def _async_wait(self, is_ready: Callable[[], bool]) -> None:
+        """Cancelling it cancels the wait only."""
+        import asyncio
+
+        event = asyncio.Event()
+        waiter = AsyncWaiter(asyncio.get_running_loop(), event)
+        try:
+            while True:
+                self.executor.flush()
+                if self.executor.is_ready_or_watch(is_ready, waiter):
+                    return
+                try:
+                    await asyncio.wait_for(event.wait(), TICK_S)
+                except TimeoutError:
+                    continue
+                event.clear()
+        finally:
+            self.executor.forget_waiter(waiter)
+
+    def __await__(self) -> Generator[Any, None, ProgramState]:
+        """Wait for everything queued without blocking the event loop."""
+        yield from self._async_wait(
+            lambda: self.branch.error is not None or (self.branch.is_done and not self.is_growing())
+        ).__await__()
+        if self.branch.error is not None:
+            self._raise(self.branch.error)
+        return self
+
+    # ---- roles, scopes -----------------------------------------------------------------------------------------------
+
+    def system(self, expr: Any = None) -> Any:
+        """With an expression: queue it as a system message.  Without: a context manager for the message."""
+        return self._role("system", expr)
+
+    def user(self, expr: Any = None) -> Any:
+        """With an expression: queue it as a user's message.  Without: a context manager for the message."""
+        return self._role("user", expr)
+
+    def assistant(self, expr: Any = None) -> Any:
+        """With an expression: queue it as an assistant's message.  Without: a context manager for the message."""
+        return self._role("assistant", expr)
+
+    def _role(self, role: str, expr: Any) -> Any:
+        if expr is None:
+            return self._role_block(role)
+        message = api.role(role, expr)
+        self._add(parts(message))
+        self._taken = message  # `s += s.user(x)` takes it once
+        return message
+
+    @contextmanager
+    def _role_block(self, role: str) -> Iterator[None]:
+        self._add([RoleBegin(role)])
+        try:
+            yield
+        except BaseException:
+            if self.branch.error is None and self.branch.role == role:
+                self._add([RoleEnd(role)])
+            raise
+        self._add([RoleEnd(role)])
+
+    @contextmanager
+    def var_scope(self, name: str) -> Iterator[None]:
+        """The text added inside becomes the variable `name`."""
+        with self.executor.lock:
+            self._check_open()
+            span = Span(self.branch.items, len(self.branch.items), threading.get_ident())
+            self.branch.bindings[name] = span
+        try:
+            yield
+        finally:
+            with self.executor.lock:
+                span.end = len(self.branch.items)
+            self.executor.wake_all()
+
+    # ---- fork, join --------------------------------------------------------------------------------------------------
+
+    def fork(self, size: int = 1, position_ids_offset: Any = None) -> ProgramStateGroup:
+        """`size` copies of this state as it will be when all that is queued so far is done.  Waits for nothing."""
+        if position_ids_offset is not None:
+            raise Unsupported(
+                "fork(position_ids_offset=...) is not supported: children stand at their true positions.",
+                name="position_ids_offset",
+                value=position_ids_offset,
+                hint="Leave it out.",
+            )
+        if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+            raise ParameterError(name="size", value=size, allowed="an int >= 0")
+        states = []
+        for _ in range(size):
+            with self.executor.lock:
+                self._check_open()
+                child = self.executor.add_fork(self.branch)
+            states.append(ProgramState(self.executor, child))
+        return ProgramStateGroup(states, self)
+
+    @contextmanager
+    def copy(self) -> Iterator[ProgramState]:
+        """A fork of one, joined when the block ends."""
+        group = self.fork(1)
+        try:
+            yield group[0]
+        finally:
+            if self.branch.error is None:
+                group.join()
+
+    def fork_scope(self, scope: Scope) -> ProgramState:
+        """A copy that belongs to another program."""
+        with self.executor.lock:
+            self._check_open()
+            child = self.executor.add_fork(self.branch, scope)
+        return ProgramState(self.executor, child)
+
+    # ---- ending ------------------------------------------------------------------------------------------------------
+
+    def abort(self) -> None:
+        """End what this state and its forks still do; reads of what is undone raise `Aborted`.  Idempotent."""
+        mine = self.branch
+        running = not mine.scope.is_over
+        self.executor.abort(
+            lambda b: b.scope is mine.scope and _descends(b, mine), Aborted(by="state.abort()"), all_of_them=running
+        )
+
+    def _abort(self, error: BaseException) -> None:
+        mine = self.branch
+        self.executor.abort(lambda b: b is mine, error, all_of_them=True)
+
+    def end_scope(self, error: BaseException) -> None:
+        """Abort what the whole program still does."""
+        scope = self.branch.scope
+        self.executor.abort(lambda b: b.scope is scope, error, all_of_them=not scope.is_over)
+
+    def end_body(self, error: BaseException | None = None, ret_value: Any = None) -> None:
+        """The program's body has ended: send what is queued, or after an error end everything."""
+        scope = self.branch.scope
+        try:
+            if error is None:
+                scope.ret_value = ret_value
+                self.executor.flush()
+            else:
+                own = isinstance(error, Exception)  # an interrupt is not the program's own error
+                self.executor.abort(lambda b: b.scope is scope, error, all_of_them=own)
+        finally:
+            scope.is_over = True
+            self.executor.wake_all()
+
+    # ---- looking -----------------------------------------------------------------------------------------------------
+
+    def run_view(self) -> RunView:
+        """A picture of the whole program now; waits for nothing, and may be called from any thread."""
+        with self.executor.lock:
+            branches = self.branch.scope.branches
+            return run_view(branches[0], branches)
+
+    def __str__(self) -> str:
+        return f"ProgramState({self.text()})"
+
+    def __repr__(self) -> str:
+        """Cheap: waits for nothing and asks nothing of the engine."""
+        with self.executor.lock:
+            names = [key for key in self.branch.bindings if key is not None]
+            text = self.branch.text
+            status = "failed" if self.branch.error else "done" if self.branch.is_done else "running"
+        shown = text if len(text) <= 60 else f"{text[:29]}…{text[-30:]}"
+        return f"<ProgramState of {self.branch.scope.title}: {status}, {shown!r}, variables {names}>"
+
+    def __getattr__(self, name: str) -> Any:
+        instead = f" Use {_INSTEAD[name]}." if name in _INSTEAD else ""
+        raise AttributeError(f"ProgramState has no attribute {name!r}.{instead}")
+
+
+class ProgramStateGroup:
+    """The forks of a state."""
+
+    def __init__(self, states: list[ProgramState], parent: ProgramState) -> None:
+        self.states, self._parent = states, parent
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def __iter__(self) -> Iterator[ProgramState]:
+        return iter(self.states)
+
+    @overload
+    def __getitem__(self, index: int) -> ProgramState: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[ProgramState]: ...
+    def __getitem__(self, index: int | slice) -> ProgramState | list[ProgramState]:
+        return self.states[index]
+
+    def __setitem__(self, index: int, state: ProgramState) -> None:
+        """For `group[i] += ...`, which binds the state it had again."""
+        if self.states[index] is not state:
+            raise ProgramError("A group's states cannot be replaced.", hint="Write `group[i] += ...`.")
+
+    def __iadd__(self, other: Any) -> ProgramStateGroup:
+        """A string or hole goes to all; of a list each gets one; a function is called with each index."""
+        if isinstance(other, (list, tuple)):
+            if len(other) < len(self.states):
+                raise IndexError(f"{len(self.states)} forks, but only {len(other)} expressions")
+            each = list(other)
+        elif callable(other) and not isinstance(other, Expr):
+            each = [other(i) for i in range(len(self.states))]
+        else:
+            each = [other] * len(self.states)
+        for i, expr in enumerate(each[: len(self.states)]):
+            self.states[i] += expr
+        return self
+
+    def join(self, mode: str = "gather_variable", on_error: str = "raise") -> None:
+        """Bring the children's results to the parent; they stay readable and take nothing more.
+
+        "gather_variable": each name the parent lacks becomes a list by child.  "concate_and_append": each child's
+        text since the fork is appended, as tokens.  Waits for nothing.  A failed child makes the lists fail, or with
+        `on_error="keep"` leaves its error in them.
+        """
+        if mode not in ("gather_variable", "concate_and_append"):
+            raise ParameterError(name="mode", value=mode, allowed='"gather_variable" or "concate_and_append"')
+        if on_error not in ("raise", "keep"):
+            raise ParameterError(name="on_error", value=on_error, allowed='"raise" or "keep"')
+        executor, parent = self._parent.executor, self._parent.branch
+        with executor.lock:
+            self._parent._check_open()
+            if mode == "gather_variable":
+                self._gather(parent, on_error == "keep")
+            else:
+                self._append(executor, parent)
+            for state in self.states:
+                executor.close_branch(state.branch)
+
+    def _gather(self, parent: Branch, keeps_errors: bool) -> None:
+        found: dict[str | None, list[tuple[int, Binding]]] = {}
+        for i, state in enumerate(self.states):
+            for name, binding in state.branch.bindings.items():
+                if name not in parent.bindings:
+                    found.setdefault(name, []).append((i, binding))
+        for name, children in found.items():
+            parent.bindings[name] = Gathered(children, keeps_errors)
+
+    def _append(self, executor: Executor, parent: Branch) -> None:
+        for state in self.states:
+            child = state.branch
+            if child.role != parent.role:
+                raise RoleError(f"A child ends inside {child.role}, the parent stands inside {parent.role}.")
+        for state in self.states:
+            child = state.branch
+            parent.items.extend(child.items[child.inherited :])
+            executor.queue(parent, Append(branch=parent.number, source=child.number))
+            if child.error is not None and parent.error is None:
+                parent.error = child.error
+
+
+def _descends(branch: Branch | None, ancestor: Branch) -> bool:
+    while branch is not None:
+        if branch is ancestor:
+            return True
+        branch = branch.parent
+    return False
+
+
+def _note_failed(error: BaseException, binding: Gathered) -> None:
+    failed = [i for i, child in binding.children if failure(child) is not None]
+    note = f"Failed children of this join: {failed}"
+    if note not in getattr(error, "__notes__", ()):
+        error.add_note(note)
+
+
+class StateBlock:
+    """`with state() as s:`: a program written in place.  Leaving the block sends and waits; an exception aborts."""
+
+    def __init__(self, begin: Callable[[], ProgramState]) -> None:
+        self._begin = begin
+        self._state: ProgramState | None = None
+
+    def __enter__(self) -> ProgramState:
+        self._state = self._begin()
+        return self._state
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+        state, self._state = self._state, None
+        if state is None:
+            raise ProgramError("The block was left before it was entered.")
+        if error is not None:
+            state.end_body(error)
+            return
+        try:
+            state.end_body()
+            wait_for_program(state)
+        except BaseException as stopped:
+            state.end_body(stopped)
+            raise
+
+
+def wait_for_program(state: ProgramState) -> None:
+    """Wait for all branches of the state's program; raises a failure that nobody has seen yet."""
+    executor, scope = state.executor, state.branch.scope
+
+    def mine() -> list[Branch]:
+        return [branch for branch in executor.branches.values() if branch.scope is scope]
+
+    state._demand(lambda: all(branch.error is not None or branch.is_done for branch in mine()))
+    with executor.lock:
+        unseen = [branch for branch in mine() if branch.error is not None and not branch.is_error_seen]
+    if unseen and not any(branch.is_error_seen for branch in mine()):
+        error = unseen[0].error
+        assert error is not None
+        state._raise(error)
