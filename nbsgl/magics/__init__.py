@@ -47,6 +47,16 @@ def unload(shell: Any) -> None:
     setattr(shell, _ATTRIBUTE, None)
 
 
+def load_ipython_extension(ipython: Any) -> None:
+    """`%load_ext nbsgl`."""
+    load(ipython)
+
+
+def unload_ipython_extension(ipython: Any) -> None:
+    """`%unload_ext nbsgl`."""
+    unload(ipython)
+
+
 def keep_empty(lines: list[str]) -> list[str]:
     """Give an empty `%%sgl` cell a comment as its body: IPython itself would refuse it, `--help` and all."""
     if lines and lines[0].startswith("%%sgl") and not "".join(lines[1:]).strip():

@@ -120,9 +120,9 @@ def prepare(session: Session, args: argparse.Namespace, body: Body) -> Callable[
 
 
 def _state(session: Session, args: argparse.Namespace, namespace: dict[str, Any]) -> Any:
-    defaults = sampling_defaults(args)
+    defaults, title = sampling_defaults(args), args.name or "%%sgl"
     if args.on is None:
-        return nbsgl.state(session.backend(args.model), **defaults)
+        return nbsgl.state(session.backend(args.model), title=title, **defaults)
     if args.model:
         raise UsageError("--on and --model exclude each other: a fork lives where its state lives.")
     if args.on not in namespace:
@@ -131,7 +131,7 @@ def _state(session: Session, args: argparse.Namespace, namespace: dict[str, Any]
     base = namespace[args.on]
     if not isinstance(base, nbsgl.ProgramState):
         raise UsageError(f"--on {args.on}: a state is needed, this is a {type(base).__name__}.")
-    return nbsgl.state(on=base, **defaults)
+    return nbsgl.state(on=base, title=title, **defaults)
 
 
 def _foreground(

@@ -104,7 +104,7 @@ class CellView:
         self.on_stop = on_stop
         self.shell = shell
         self.rung = {"none": "none", "text": "text"}.get(kind) or rung(shell)
-        self.text_only = kind == "text"
+        self.text_only = self.rung == "text"
         self._handle: Any = None
         self._widget: Any = None
         self._ended = threading.Event()

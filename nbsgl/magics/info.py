@@ -10,8 +10,13 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
 from importlib import metadata
 from pathlib import Path
+
+from nbsgl.engine.runtime import EngineRecord, list_engines
+from nbsgl.errors import EngineNotRunning
+from nbsgl.magics.status import duration
 
 PACKAGES = (
     "torch",
@@ -100,4 +105,38 @@ def _gpus() -> list[str]:
 
 
 def _engine_rows() -> list[tuple[str, str]]:
-    return []
+    from nbsgl.engine.runtime import root
+
+    lines = engine_lines() or ["none is running"]
+    return [("runtime folder", str(root())), *(("engines", line) for line in lines)]
+
+
+def engine_lines() -> list[str]:
+    """The engines of this user, one a line: key, model, device, state, age."""
+    return [engine_line(record) for record in list_engines()]
+
+
+def engine_line(record: EngineRecord) -> str:
+    keep = f"ends {record.keep:g} s after its last client"
+    return f"{record.key}  {record.model} on {record.device} · {record.state} · {_age(record)} old · {keep}"
+
+
+def _age(record: EngineRecord) -> str:
+    import psutil
+
+    try:
+        return duration(max(0.0, time.time() - psutil.Process(record.pid).create_time()))
+    except psutil.Error:
+        return "unknown"
+
+
+def find_engine(key: str) -> EngineRecord:
+    """The engine of this key, the beginning of it, or the engine's name; `EngineNotRunning` lists what runs."""
+    records = list_engines()
+    found = [r for r in records if r.key == key or r.config.get("name") == key] or [
+        r for r in records if r.key.startswith(key)
+    ]
+    if len(found) != 1:
+        running = "\n  ".join(["Running:", *map(engine_line, records)]) if records else "None is running."
+        raise EngineNotRunning(key=key, hint=running)
+    return found[0]

@@ -54,7 +54,7 @@ class FakeManager:
 
     made: list["FakeManager"] = []
 
-    def __init__(self, backend=None, *, on=None, **defaults):
+    def __init__(self, backend=None, *, on=None, title="state", **defaults):
         self.backend = backend
         self.state = FakeState(defaults)
         if on is not None:

@@ -21,8 +21,8 @@ from tests.unit.magic_fakes import FakeLanguage, FakeManager
 def language(monkeypatch):
     fake = FakeLanguage()
     for name, value in fake.names().items():
-        monkeypatch.setattr(nbsgl, name, value, raising=False)
-    monkeypatch.setattr(nbsgl, "__all__", ["gen", "select", "state"], raising=False)
+        monkeypatch.setitem(nbsgl.__dict__, name, value)
+    monkeypatch.setattr(nbsgl, "__all__", ["gen", "select", "state"])
     monkeypatch.delenv("NBSGL_VIEW", raising=False)
     FakeManager.made.clear()
     return fake
