@@ -42,13 +42,15 @@ class RoleFormats(NamedTuple):
     """How roles are written.  `source`: "model", the path of a template file, or "default".
 
     `default_system` is the text of the system message that the template adds to a conversation without one (None: it
-    adds none).  `stop` are strings that end an assistant's turn.
+    adds none).  `stop` are strings that end an assistant's turn.  `writes_bos`: the template writes a BOS in front of a
+    conversation, so a sequence must begin with one, whether or not the tokenizer adds it to plain text.
     """
 
     roles: dict[str, RoleFormat]
     default_system: str | None
     source: str
     stop: tuple[str, ...] = ()
+    writes_bos: bool = False
 
 
 def role_formats(folder: Path | str, chat_template: str | None = None) -> RoleFormats:
@@ -134,23 +136,26 @@ def _take_apart(template: str, files: TokenizerFiles, source: str) -> RoleFormat
     requests = [(_conversation(roles), is_open) for roles, is_open in plan]
     names = {name: files.named(name) or "" for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
     answers = dict(zip(plan, render(template, requests, names, what=what)))
-    starts = [names["bos_token"], *(token.text for token in files.added if token.id in files.start_ids)]
-    texts = {key: _without_bos(text, starts) for key, (text, _) in answers.items() if text is not None}
     failed = next((error for key, (_, error) in answers.items() if error and "s" not in key[0]), None)
     if failed:
         raise TemplateError(what=what, reason=failed)
-    parts = _Parts(texts, what)
-    parts.check(texts)
+    texts = {key: text for key, (text, _) in answers.items() if text is not None}
+    bos = _written_bos(texts["uau", False], files, names["bos_token"])
+    parts = _Parts({key: text.removeprefix(bos) for key, text in texts.items()}, what)
     if not parts.has_system:
         logger.warning("%s has no place for a system message: its text is written without markup.", what)
     markers = [token.text for token in files.added if token.special]
-    return RoleFormats(parts.roles, parts.default_system, source, _stops(parts.roles["assistant"].suffix, markers))
+    stop = _stops(parts.roles["assistant"].suffix, markers)
+    return RoleFormats(parts.roles, parts.default_system, source, stop, bool(bos))
 
 
-def _without_bos(text: str, starts: Sequence[str]) -> str:
-    """A BOS the template writes belongs to the start of the sequence, where encoding puts it, not to a role."""
-    written = next((start for start in starts if start and text.startswith(start)), "")
-    return text.removeprefix(written)
+def _written_bos(text: str, files: TokenizerFiles, bos_token: str) -> str:
+    """The BOS a template writes, or "": it belongs to the start of the sequence, where encoding puts it, not to a role.
+
+    One that comes again in the conversation is a role's marker (some models name the marker as their BOS).
+    """
+    starts = [bos_token, *(token.text for token in files.added if token.id in files.start_ids)]
+    return next((start for start in starts if start and text.startswith(start) and text.count(start) == 1), "")
 
 
 def _stops(suffix: str, markers: Sequence[str]) -> tuple[str, ...]:
@@ -188,6 +193,7 @@ class _Parts:
         self.has_system = ("su", False) in texts and self._read_system(texts["su", False], user_start)
         if self.preamble and self.default_system is None:
             raise self._not_append_only("a conversation begins with text that is no message of a role")
+        self._check(texts)
 
     def _read_system(self, text: str, user_start: str) -> bool:
         """Read the system role off; False if the template writes it inside another message, or not at all."""
@@ -202,7 +208,7 @@ class _Parts:
         self.roles["system"] = RoleFormat(start, end)
         return True
 
-    def check(self, texts: dict[tuple[str, bool], str]) -> None:
+    def _check(self, texts: dict[tuple[str, bool], str]) -> None:
         """Put every probe conversation together from the parts: it must be what the template makes of it."""
         for roles in _PROBES:
             if "s" in roles and not self.has_system:

@@ -73,6 +73,15 @@ def test_bos_of_the_template_belongs_to_the_sequence(folder: Path) -> None:
     assert formats.roles["user"] == RoleFormat("<|h|>user<|/h|>\n\n", "<|eot|>")
     assert formats.roles["assistant"] == RoleFormat("<|h|>assistant<|/h|>\n\n", "<|eot|>")
     assert formats.stop == ()  # this tokenizer has no <|eot|>
+    assert formats.writes_bos
+
+
+def test_bos_that_is_a_role_s_marker_stays_there(folder: Path) -> None:
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"bos_token": "<|im_start|>"}))
+    formats = role_formats(folder)
+    assert formats.roles == CHATML_ROLES
+    assert not formats.writes_bos
 
 
 def test_template_without_system_role(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

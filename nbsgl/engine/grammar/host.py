@@ -158,11 +158,6 @@ class HostMatcher:
         out[:size] = words[:size]
         out[size:] = 0
 
-    def is_allowed(self, token: int) -> bool:
-        if not 0 <= token < len(self.grammar.tokenizer.vocab):
-            return False
-        return bool(self.words()[token // 32] >> np.uint32(token % 32) & np.uint32(1))
-
     def advance(self, token: int) -> bool:
         """Take a token; False, and nothing changes, when it is not allowed."""
         if token in self.grammar.tokenizer.vocab.eos_ids:

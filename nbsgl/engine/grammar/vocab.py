@@ -70,10 +70,6 @@ class TokenVocab:
         return found
 
     @cached_property
-    def max_token_bytes(self) -> int:
-        return max((len(data) for data in self.tokens if data), default=0)
-
-    @cached_property
     def fingerprint(self) -> str:
         """Equal for equal tables and EOS ids, whatever file they came from."""
         digest = hashlib.blake2b(digest_size=16)
