@@ -44,27 +44,27 @@ class NbsglError(Exception):
 class UsageError(NbsglError, ValueError):
     """The call is wrong; nothing was run."""
 
-    fields = ("name", "value")
+    fields: ClassVar[tuple[str, ...]] = ("name", "value")
 
 
 class ParameterError(UsageError):
     """A parameter's value is outside what is allowed."""
 
-    fields = ("name", "value", "allowed")
+    fields: ClassVar[tuple[str, ...]] = ("name", "value", "allowed")
     pattern = "{name}={value!r}: allowed is {allowed}."
 
 
 class EngineMismatch(UsageError):
     """The default engine runs with other settings than those asked for."""
 
-    fields = ("running", "asked")
+    fields: ClassVar[tuple[str, ...]] = ("running", "asked")
     pattern = "The engine runs with {running}; you asked for {asked}."
 
 
 class WrongProcess(UsageError):
     """A handle was used in a forked child."""
 
-    fields = ("pid", "here")
+    fields: ClassVar[tuple[str, ...]] = ("pid", "here")
     pattern = "This engine handle belongs to process {pid}, but was used in process {here}."
 
 
@@ -87,7 +87,7 @@ class RoleError(UsageError):
 class UnknownVariable(UsageError, KeyError):
     """The state has no variable of that name."""
 
-    fields = ("name", "value", "known")
+    fields: ClassVar[tuple[str, ...]] = ("name", "value", "known")
 
 
 class NoBackend(UsageError, RuntimeError):
@@ -101,16 +101,16 @@ class Unsupported(UsageError, NotImplementedError):
 class RequestError(NbsglError):
     """Ends one request; the engine and its other requests go on."""
 
-    fields = ("branch",)
+    fields: ClassVar[tuple[str, ...]] = ("branch",)
 
 
 class RequestTooLong(RequestError, ValueError):
-    fields = ("prompt_len", "max_tokens", "limit", "variable")
+    fields: ClassVar[tuple[str, ...]] = ("prompt_len", "max_tokens", "limit", "variable")
     pattern = "A prompt of {prompt_len} tokens + max_tokens={max_tokens} exceeds the context of {limit}."
 
 
 class RequestTooLarge(RequestError, ValueError):
-    fields = ("what", "n", "limit")
+    fields: ClassVar[tuple[str, ...]] = ("what", "n", "limit")
     pattern = "{what} is {n}, the limit is {limit}."
 
 
@@ -121,12 +121,12 @@ class TooManyBranches(RequestTooLarge):
 class OutOfMemory(RequestError, RuntimeError):
     """The request alone needs more of the KV pool than there is."""
 
-    fields = ("needs", "has")
+    fields: ClassVar[tuple[str, ...]] = ("needs", "has")
     pattern = "The request needs {needs} KV slots, the pool has {has}."
 
 
 class GrammarError(RequestError, ValueError):
-    fields = ("kind", "path", "reason", "limit")
+    fields: ClassVar[tuple[str, ...]] = ("kind", "path", "reason", "limit")
     pattern = "{kind} at {path}: {reason}."
 
 
@@ -134,7 +134,7 @@ class BadGrammar(GrammarError):
     """The grammar is not valid, or no output can satisfy it."""
 
 
-class BadRegex(BadGrammar, re.error):
+class BadRegex(BadGrammar, re.error):  # type: ignore[misc]  # `pattern` means another thing in each
     """The pattern of a `regex=` is invalid; also a `re.error`, as SGLang raises."""
 
     def __init__(self, message: str = "", **values: Any) -> None:
@@ -150,17 +150,17 @@ class GrammarTooExpensive(GrammarError):
 
 
 class TemplateError(RequestError, ValueError):
-    fields = ("what", "reason", "limit")
+    fields: ClassVar[tuple[str, ...]] = ("what", "reason", "limit")
     pattern = "{what}: {reason}."
 
 
 class NumericalError(RequestError, ArithmeticError):
-    fields = ("position", "step", "dtype")
+    fields: ClassVar[tuple[str, ...]] = ("position", "step", "dtype")
     pattern = "NaN or infinity in the logits at token {position} ({dtype})."
 
 
 class QueueFull(RequestError, RuntimeError):
-    fields = ("what", "n", "limit")
+    fields: ClassVar[tuple[str, ...]] = ("what", "n", "limit")
     pattern = "{n} {what} waiting, the limit is {limit}."
 
 
@@ -170,37 +170,37 @@ class StateFailed(RequestError, RuntimeError):
     `__cause__` is the error itself, `partial_text` what had been generated.
     """
 
-    fields = ("program", "where", "variable", "partial_text")
+    fields: ClassVar[tuple[str, ...]] = ("program", "where", "variable", "partial_text")
 
 
 class Aborted(StateFailed):
-    fields = (*StateFailed.fields, "by")
+    fields: ClassVar[tuple[str, ...]] = (*StateFailed.fields, "by")
     pattern = "Aborted by {by}."
 
 
 class DeadlineExceeded(StateFailed, TimeoutError):
-    fields = (*StateFailed.fields, "after_s")
+    fields: ClassVar[tuple[str, ...]] = (*StateFailed.fields, "after_s")
     pattern = "No result after {after_s} s."
 
 
 class EngineError(NbsglError, RuntimeError):
     """Ends all requests of an engine."""
 
-    fields = ("log_path",)
+    fields: ClassVar[tuple[str, ...]] = ("log_path",)
 
 
 class EngineNotRunning(EngineError):
-    fields = ("log_path", "key")
+    fields: ClassVar[tuple[str, ...]] = ("log_path", "key")
     pattern = "No engine is running for {key}."
 
 
 class EngineStartFailed(EngineError):
-    fields = ("log_path", "stage", "reason", "log_tail")
+    fields: ClassVar[tuple[str, ...]] = ("log_path", "stage", "reason", "log_tail")
     pattern = "The engine did not start (stage: {stage}): {reason}"
 
 
 class EngineDied(EngineError):
-    fields = ("log_path", "process", "signal", "exit_code", "phase", "lost")
+    fields: ClassVar[tuple[str, ...]] = ("log_path", "process", "signal", "exit_code", "phase", "lost")
     pattern = "The engine's {process} died ({phase}); {lost} requests lost, the cache is empty."
 
 
@@ -213,22 +213,22 @@ class GpuFault(EngineDied):
 
 
 class EngineCrashLoop(EngineError):
-    fields = ("log_path", "deaths", "last")
+    fields: ClassVar[tuple[str, ...]] = ("log_path", "deaths", "last")
     pattern = "{deaths} deaths of the worker in 10 minutes; the last: {last}"
 
 
 class VersionMismatch(EngineError):
-    fields = ("log_path", "engine", "client")
+    fields: ClassVar[tuple[str, ...]] = ("log_path", "engine", "client")
     pattern = "The engine speaks protocol {engine}, this process {client}."
 
 
 class RuntimeFolderError(EngineError):
-    fields = ("log_path", "path", "reason")
+    fields: ClassVar[tuple[str, ...]] = ("log_path", "path", "reason")
     pattern = "{path}: {reason}."
 
 
 class ModelError(NbsglError, ValueError):
-    fields = ("file", "field", "value", "allowed")
+    fields: ClassVar[tuple[str, ...]] = ("file", "field", "value", "allowed")
     pattern = "{file}: {field}={value!r}, expected {allowed}."
 
 
