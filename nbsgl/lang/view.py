@@ -11,7 +11,10 @@ from nbsgl.protocol import BranchView, RunView, SegmentView, Select, Status
 
 
 def run_view(root: Branch, shown: list[Branch]) -> RunView:
-    """`shown` are its scope's branches in the order they were made; `root` is shown with all it began with (call with the lock held)."""
+    """The branches of `root`'s scope, in the order they were made; call with the lock held.
+
+    `root` is shown with all it began with, but tokens and times count only what the scope itself did.
+    """
     scope = root.scope
     numbers = {branch.number for branch in shown}
     slots = {id(slot): slot for branch in shown for slot in branch.slots() if slot.node.branch in numbers}

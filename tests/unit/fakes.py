@@ -189,11 +189,8 @@ class FakeBackend:
         return run
 
     def snapshot(self, *, tree: bool = False) -> EngineSnapshot:
-        zeros = dict.fromkeys(
-            "slots_total slots_free slots_in_tree slots_owned running waiting parked steps prefill_tokens_computed "
-            "prefill_tokens_cached decode_tokens".split(),
-            0,
-        )
+        words = "slots_total slots_free slots_in_tree slots_owned running waiting parked steps decode_tokens"
+        zeros = dict.fromkeys([*words.split(), "prefill_tokens_computed", "prefill_tokens_cached"], 0)
         return EngineSnapshot(
             time=time.time(), uptime_s=1.0, info=self._info, epoch=1, health=True, policy="fcfs", hit_rate=0.0, **zeros
         )
