@@ -13,7 +13,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nbsgl import errors
@@ -206,10 +206,10 @@ class Scheduler:
 
     def abort(self, seqs: Iterable[int]) -> None:
         """End these sequences now, whatever they do; nothing more is said of them.  Unknown ones are ignored."""
-        for seq in seqs:
-            target = self.seqs.get(seq)
-            if target is not None:
-                self._drop(target, errors.encode(Aborted(by="the end of its parent")))
+        ended = set(seqs)
+        for seq in sorted(ended & self.seqs.keys()):
+            self._drop(self.seqs[seq], errors.encode(Aborted(by="the end of its parent")))
+        self._updates = [update for update in self._updates if update.seq not in ended]
 
     def flush_cache(self) -> int:
         """Drop every cached prefix that nobody has locked; returns how many tokens."""
@@ -348,7 +348,10 @@ class Scheduler:
             if block is not None and block in leaders:
                 continue  # another computes this prefix now: use it once it is in the tree
             if not self._has_room(seq, promised):
-                return
+                if self.running or self.flight:
+                    return
+                self._fail(seq, OutOfMemory(needs=len(seq.tokens), has=self.pool.capacity))
+                continue
             comes_first = seq.comes_first
             if not self._admit(seq):
                 return
@@ -386,7 +389,7 @@ class Scheduler:
         if self.running:
             needs += promised + self.room.drawn_by(seq)
         to_lock = sum(len(node.key) for node in seq.match_node.path() if not node.locks)
-        return needs <= self.kv.num_available - to_lock or not (self.running or self.flight)
+        return needs <= self.kv.num_available - min(to_lock, seq.match_len)
 
     def _admit(self, seq: Sequence) -> bool:
         """Lock the sequence's cached prefix and give it a row; one with nothing to compute is done at once."""
@@ -511,10 +514,11 @@ class Scheduler:
         for entry in entries:
             seq, row = entry.seq, entry.row
             seq.num_in_flight -= 1
+            seq.table_len = min(seq.table_len, entry.table_len)  # what it wrote to the table may be lost as well
             if entry.epoch != seq.epoch:
                 continue
             seq.epoch += 1
-            seq.kv_len, seq.table_len = row.start, min(seq.table_len, entry.table_len)
+            seq.kv_len = row.start
             if seq.run is not None:
                 seq.run.num_pending = 0
                 seq.run.is_fresh = True
@@ -734,7 +738,9 @@ class Scheduler:
 
         Returns the number of slots put away.  Meant for idle moments: it drops the cache where it has to.
         """
-        return census.repair(self)
+        put_away = census.repair(self)
+        self.bounds = replace(self.bounds, capacity=self.pool.capacity)
+        return put_away
 
     def start_anew(self, must_end: Callable[[Sequence], bool]) -> None:
         """Build pool and tree anew after damage: the cache is empty, running sequences wait or, if they must, end."""

@@ -29,17 +29,24 @@ class Bounds:
 def check_fits(seq: Sequence, bounds: Bounds) -> None:
     """Raise OutOfMemory if the sequence with all that is queued needs more than the pool, alone.
 
-    The last token of a sequence needs no slot; max_tokens="fit" takes what there is.
+    The last token that is drawn needs no slot until something follows; max_tokens="fit" takes what there is.
     """
     length = len(seq.tokens) + (seq.room_for_run if seq.run else 0)
+    most = length - 1
     for queued in seq.queue:
         segment = queued.segment
         if isinstance(segment, Forced):
             length += len(segment.ids) // 4
+            most = length if segment.ids else most
         elif segment.params.max_tokens != "fit":
+            most = max(most, length + max(0, segment.params.max_tokens - 1))
             length += segment.params.max_tokens
+    _check_slots(most, bounds)
+
+
+def _check_slots(num_tokens: int, bounds: Bounds) -> None:
     size = bounds.page_size
-    needs = -(-max(0, length - 1) // size) * size
+    needs = -(-num_tokens // size) * size
     if needs > bounds.capacity:
         raise OutOfMemory(
             needs=needs, has=bounds.capacity, hint="Shorten it, or start the engine with a larger num_slots."
@@ -70,6 +77,7 @@ def _begin_forced(seq: Sequence, head: Queued, segment: Forced, bounds: Bounds) 
     begin, end = len(seq.tokens), len(seq.tokens) + len(ids)
     if end > bounds.context_length:
         raise RequestTooLong(prompt_len=end, max_tokens=0, limit=bounds.context_length)
+    _check_slots(end, bounds)
     score_begin = begin + min(segment.score_from, len(ids)) if segment.score_from >= 0 else -1
     seq.tokens += ids
     seq.forced.append(ForcedRun(head.number, begin, end, head.received, score_begin, segment.top))
@@ -85,6 +93,8 @@ def _begin_sampled(seq: Sequence, head: Queued, segment: Sampled, bounds: Bounds
     if needs_no_token and seq.forced:
         return False
     is_probe = limit == 0 and params.return_logprob
+    if is_probe or not needs_no_token:
+        _check_slots(len(seq.tokens) + max(limit, 1) - 1, bounds)
     if not seq.tokens and (is_probe or not needs_no_token):
         raise ParameterError("A sampled run needs at least one token before it.", hint="Begin with a forced run.")
     seq.run = SampledRun(

@@ -67,7 +67,9 @@ class OracleRunner:
         self.watch(batch)
         if self.launch_fault(batch):
             raise StepOutOfMemory
-        if self.result_fault(batch):
+        if self.result_fault(batch):  # its page table stands: the next batch may be launched already
+            for row in batch.rows:
+                self._write_table(row)
             self.drawn = {}
             return OracleResult(None)
         results: list[RowResult] = []
@@ -96,7 +98,7 @@ class OracleRunner:
             # a draw whose step failed is fed back as garbage: its results are dropped by the scheduler
             token = self.drawn.get(row.row, 0) if row.is_fed_back else row.history[position]
             before = kv[table[position - 1]] if position else START
-            kv[table[position]] = kv_entry(before, token, position)
+            kv[table[position]] = kv_entry(before, token, position) if result.is_finite else -1
             if position in row.score:
                 result.scores.append(score_of(kv[table[position]], row.history[position + 1]))
                 result.score_tops.append([(0, score_of(kv[table[position]], 0))] * min(1, row.score_top))
