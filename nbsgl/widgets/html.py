@@ -46,7 +46,8 @@ BADGES = {
 }
 GREY, BLUE, VERMILION = "#808080", "#0072b2", "#d55e00"
 BOX = f"border:1px solid {GREY};border-radius:4px;padding:6px 10px;line-height:1.45;font-size:13px"
-PRE = "margin:0;padding:1px 0 1px 8px;white-space:pre-wrap;overflow-wrap:anywhere;background:transparent;color:inherit"
+WRAP = "white-space:pre-wrap;overflow-wrap:anywhere;word-break:normal"
+PRE = f"margin:0;padding:1px 0 1px 8px;{WRAP};background:transparent;color:inherit"
 FORCED = f"{PRE};border-left:4px solid {GREY}"
 GENERATED = f"{PRE};border-left:4px double {BLUE};font-weight:600"
 CELL = "padding:1px 10px 1px 0;text-align:left;vertical-align:top"
@@ -142,7 +143,7 @@ def _cache_line(view: RunView) -> str:
 
 
 def _branch(branch: BranchView, is_open: bool, chars: int, max_rows: int) -> str:
-    tokens = sum(segment.num_tokens for segment in branch.segments if segment.kind != "forced")
+    tokens = sum(segment.num_tokens for segment in branch.segments if segment.kind == "gen")
     origin = "" if branch.parent is None else f" from branch {branch.parent} after {plural(branch.fork_at, 'segment')}"
     words = f"branch {branch.id}{esc(origin)} · {plural(tokens, 'token')} generated"
     summary = f'<summary style="cursor:pointer">{words} · {badge(branch.status)}</summary>'

@@ -13,10 +13,10 @@ TREE_LINES = 40
 SHOWN_CHOICES = 8
 
 # Line and paragraph separators, marks that turn or hide text, and invisible characters that no script needs.
-_MARKED = (0x061C, 0x200B, 0x200E, 0x200F, 0xFEFF, *range(0x2028, 0x202F), *range(0x2066, 0x206A))
+MARKED_CODES = (0x061C, 0x200B, 0x200E, 0x200F, 0xFEFF, *range(0x2028, 0x202F), *range(0x2066, 0x206A))
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _VISIBLE: dict[int, str] = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"}
-_VISIBLE |= {0x7F: "\u2421"} | {code: f"⟨U+{code:04X}⟩" for code in (*range(0x80, 0xA0), *_MARKED)}
+_VISIBLE |= {0x7F: "\u2421"} | {code: f"⟨U+{code:04X}⟩" for code in (*range(0x80, 0xA0), *MARKED_CODES)}
 
 
 def clean(text: str) -> str:

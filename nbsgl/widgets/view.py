@@ -194,7 +194,7 @@ class View(anywidget.AnyWidget):  # type: ignore[misc]
         pump.add(self)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.title} {self.status}>"
+        return f"<{type(self).__name__}: {self.title or self.kind}, {self.status}>"
 
     # ---- for subclasses ----
 

@@ -45,7 +45,7 @@ function changed(text, [keep, added]) {
 
 // ---- words ----
 
-const generated = (branch) => branch.segments.reduce((n, s) => n + (s.kind === "forced" ? 0 : s.num_tokens), 0);
+const generated = (branch) => branch.segments.reduce((n, s) => n + (s.kind === "gen" ? s.num_tokens : 0), 0);
 
 export function noteOf(segment) {
   if (segment.error) return `${segment.status}: ${oneLine(segment.error, 300)}`;
