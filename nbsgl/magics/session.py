@@ -10,6 +10,7 @@ from typing import Any
 
 import nbsgl
 from nbsgl.errors import EngineNotRunning, UsageError
+from nbsgl.lang.default import default
 from nbsgl.magics.display import bundle, in_kernel, say
 from nbsgl.magics.export import Cell, export_cells
 from nbsgl.magics.runs import Run
@@ -29,6 +30,7 @@ class Session:
         self._count = itertools.count(1)
         self._cells: list[str] = []
         self._engines: dict[str, Backend] = {}  # of `--model`
+        self._has_stopped = False  # the default engine, by `%sgl stop`: the next program may start one again
 
     # ---- the engine --------------------------------------------------------------------------------------------------
 
@@ -38,6 +40,8 @@ class Session:
             found = nbsgl.get_default_backend()
             if found is not None:
                 return found
+            if default._was_set and not self._has_stopped:
+                return default.resolve()  # set to None by the user: `NoBackend` says how to set one
             return self.start("embedded")
         if model not in self._engines:
             with Progress(self.shell, f"starting the engine of {model}") as progress:
@@ -60,6 +64,15 @@ class Session:
                 "No engine is connected to this notebook.", hint="`%sgl start` starts one, or finds the running one."
             )
         return found
+
+    def stop(self, *, force: bool = False) -> str:
+        """End the default engine; returns its model's name.  The next program starts an engine anew."""
+        engine = self.engine()
+        name = str(engine.info.model)
+        engine.stop(force=force)
+        nbsgl.set_default_backend(None)
+        self._has_stopped = True
+        return name
 
     def lingering(self) -> str | None:
         """One line about an engine of this user that runs already, or None."""

@@ -157,11 +157,7 @@ class SglMagics(Magics):  # type: ignore[misc]
         say("\n".join(engine_lines()) or "No engine is running.")
 
     def _stop(self, args: Any) -> None:
-        engine = self.session.engine()
-        name = engine.info.model
-        engine.stop(force=args.force)
-        nbsgl.set_default_backend(None)
-        say(f"stopped: {name}")
+        say(f"stopped: {self.session.stop(force=args.force)}")
 
     def _export(self, args: Any) -> None:
         path = Path(args.path).expanduser()

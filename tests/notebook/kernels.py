@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from jupyter_client.manager import KernelManager
 
@@ -28,8 +31,8 @@ class Reply:
 class Kernel:
     """`run` executes a cell and waits; `start` and `finish` are its halves, for acting in between."""
 
-    def __init__(self, manager: KernelManager) -> None:
-        self.manager = manager
+    def __init__(self, manager: KernelManager, runtime: Path) -> None:
+        self.manager, self.runtime = manager, runtime
         self.client = manager.client()
         self.client.start_channels()
         self.client.wait_for_ready(timeout=60)
@@ -101,14 +104,16 @@ def _display(reply: Reply, parts: list[str | dict[str, str]], content: dict) -> 
 
 
 @contextlib.contextmanager
-def kernel(cwd: str, **environment: str) -> Iterator[Kernel]:
-    """A kernel of this interpreter, ended on every road out."""
+def kernel(cwd: Path, **environment: str) -> Iterator[Kernel]:
+    """A kernel of this interpreter, ended on every road out.  Its engines live in a runtime folder of its own."""
+    runtime = Path(tempfile.mkdtemp(prefix="nbsgl-"))  # short: the path of a socket is limited
     manager = KernelManager(kernel_name="python3")
-    env = {**os.environ, "IPYTHONDIR": f"{cwd}/ipython", "PYDEVD_DISABLE_FILE_VALIDATION": "1", **environment}
-    manager.start_kernel(cwd=cwd, env=env)
-    made = Kernel(manager)
+    own = {"IPYTHONDIR": f"{cwd}/ipython", "NBSGL_RUNTIME_DIR": str(runtime), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    manager.start_kernel(cwd=str(cwd), env={**os.environ, **own, **environment})
+    made = Kernel(manager, runtime)
     try:
         yield made
     finally:
         made.client.stop_channels()
         manager.shutdown_kernel(now=True)
+        shutil.rmtree(runtime, ignore_errors=True)
