@@ -285,18 +285,14 @@ class Executor:
             "variable": slot.name if slot else None,
             "partial_text": slot.text if slot else "",
         }
-        if isinstance(cause, KeyboardInterrupt):
-            cause = errors.Aborted(by="an interrupt")
-        if isinstance(cause, (errors.Aborted, errors.DeadlineExceeded)) and cause.program is None:
+        if not isinstance(cause, Exception):
+            cause = errors.Aborted(by=_by(cause))
+        if isinstance(cause, (errors.Aborted, errors.DeadlineExceeded)):
             known = {name: getattr(cause, name) for name in cause.fields}
             known |= {name: value for name, value in values.items() if known.get(name) is None}
             return type(cause)(cause.message, hint=cause.hint, **known)
-        if isinstance(cause, StateFailed) or not isinstance(cause, NbsglError):
-            return cause  # it left the program's body
         what = f"variable {slot.name!r}" if slot and slot.name is not None else "a segment"
-        error = StateFailed(
-            f"{scope.title}: {what} failed at {where}: {type(cause).__name__}: {cause}", branch=branch.number, **values
-        )
+        error = StateFailed(f"{scope.title}: {what} failed at {where}: {type(cause).__name__}: {cause}", **values)
         error.__cause__ = cause
         return error
 
@@ -350,7 +346,7 @@ class Executor:
         for number in gone:
             self._touched.pop(number, None)
         for branch in victims:
-            branch.error = self._explained(branch, None, error)
+            branch.error = self._explained(branch, None, error) if _is_abort(error) else error
         for branch in victims:
             assert branch.error is not None
             self._end_slots(branch, branch.error)
@@ -362,7 +358,7 @@ class Executor:
         if run is None or not known:
             return
         try:
-            run.abort(known, by=getattr(error, "by", None) or type(error).__name__)
+            run.abort(known, by=_by(error))
         except NbsglError:
             logger.debug("nbsgl: the backend was gone before the abort", exc_info=True)
 
@@ -441,6 +437,19 @@ def joined(nodes: Sequence[AnyNode]) -> list[AnyNode]:
     if len(texts) > 1 and isinstance(out[-1], Text):
         out[-1] = msgspec.structs.replace(out[-1], text="".join(texts))
     return out
+
+
+def _by(error: BaseException) -> str:
+    if isinstance(error, errors.Aborted):
+        return str(error.by)
+    return "an interrupt" if isinstance(error, KeyboardInterrupt) else type(error).__name__
+
+
+def _is_abort(error: BaseException) -> bool:
+    """Not an exception of the program's own, which stays as it is."""
+    return not isinstance(error, Exception) or (
+        isinstance(error, (errors.Aborted, errors.DeadlineExceeded)) and error.program is None
+    )
 
 
 def _go_together(last: Text, node: Text) -> bool:
