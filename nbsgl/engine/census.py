@@ -41,14 +41,13 @@ def findings(scheduler: Scheduler) -> list[str]:
 def _holders(scheduler: Scheduler) -> Counter[int]:
     """How many hold each slot."""
     pool = scheduler.pool
-    held: Counter[int] = Counter(pool.free_slots())
-    held.update(pool.quarantined_slots())
-    held.update(scheduler.kv.later()[0])
+    held = [*pool.free_slots(), *pool.quarantined_slots(), *scheduler.kv.later()[0]]
     for node in scheduler.tree.nodes():
-        held.update(node.slots)
+        held += node.slots
     for seq in scheduler.seqs.values():
-        held.update(seq.slots[seq.cached_len :])
-    return held
+        if seq.slots:
+            held += seq.slots[seq.cached_len :]
+    return Counter(held)
 
 
 def _slots(scheduler: Scheduler) -> list[str]:
@@ -134,8 +133,9 @@ def _locks(scheduler: Scheduler) -> list[str]:
     locks: Counter[int] = Counter()
     parked: Counter[int] = Counter()
     for seq in scheduler.seqs.values():
-        locks.update(node.id for node in (seq.node.path() if seq.node else ()))
-        parked.update(node.id for node in (seq.parked_node.path() if seq.parked_node else ()))
+        for end, counts in ((seq.node, locks), (seq.parked_node, parked)):
+            for node in end.path() if end is not None else ():
+                counts[node.id] += 1
     found = []
     for node in scheduler.tree.nodes():
         if node.locks != locks[node.id] or node.parked != parked[node.id]:
@@ -150,9 +150,10 @@ def _states(scheduler: Scheduler) -> list[str]:
     """I7: each sequence is in one state, and holds what that state may hold."""
     found = []
     for seq in scheduler.seqs.values():
+        state = seq.state
         is_running, is_waiting = seq.id in scheduler.running, seq.id in scheduler.waiting
-        expected = {SeqState.RUNNING: (True, False), SeqState.WAITING: (False, True)}
-        if (is_running, is_waiting) != expected.get(seq.state, (False, False)) or seq.state is SeqState.FINISHED:
+        is_right = is_running is (state is SeqState.RUNNING) and is_waiting is (state is SeqState.WAITING)
+        if not is_right or state is SeqState.FINISHED:
             found.append(f"I7: sequence {seq.id} is {seq.state.name}, running {is_running}, waiting {is_waiting}")
         holds = seq.row >= 0 or bool(seq.slots) or seq.node is not None
         if holds != is_running:

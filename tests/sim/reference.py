@@ -44,6 +44,8 @@ def _forced(tokens: list[int], segment: Forced, context_length: int) -> Outcome:
 
 def _sampled(tokens: list[int], segment: Sampled, context_length: int, capacity: int) -> Outcome:
     params, run, logprobs = segment.params, [], []
+    if segment.grammar is not None and segment.grammar.text == "bad":
+        return Outcome(error="EngineError")  # whatever is not ours becomes one on the wire
     if params.max_tokens == "fit":
         limit = max(0, min(context_length, capacity + 1) - len(tokens))
     else:

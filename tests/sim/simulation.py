@@ -49,6 +49,7 @@ class Branch:
     sent: list[Segment] = field(default_factory=list)  # by number
     dropped: list[Segment] = field(default_factory=list)  # sent behind a run that ends inside a token
     got: list[int] = field(default_factory=list)  # ids of the segment under way
+    got_logprobs: list[float | None] = field(default_factory=list)
     num_done: int = 0
     generation: int = 0
     is_cut: bool = False
@@ -75,6 +76,7 @@ class World:
         self.has_faults = True
         self.may_be_oom = False
         self.branches: dict[int, Branch] = {}
+        self.live: dict[int, Branch] = {}
         self.next_id = 0
         self.trace = hashlib.blake2b(digest_size=16)
         self.events: deque[str] = deque(maxlen=20)
@@ -101,7 +103,8 @@ class World:
     def step(self) -> bool:
         """Some work, some faults, one step of the scheduler, all checks.  False if there was nothing to do."""
         self.step_no += 1
-        self._do_work()
+        for _ in range(self.work_rng.choice((0, 1, 2, 3))):
+            self._do_work()
         if self.has_faults:
             self._do_faults()
         has_work = self.scheduler.step()
@@ -128,7 +131,10 @@ class World:
             self._close(branch)
 
     def _live(self) -> list[Branch]:
-        return [b for b in self.branches.values() if not b.is_dead and not (b.is_closed and b.is_idle)]
+        gone = [b.id for b in self.live.values() if b.is_dead or (b.is_closed and b.is_idle)]
+        for branch_id in gone:
+            del self.live[branch_id]
+        return list(self.live.values())
 
     def _open_root(self) -> None:
         branch = self._new_branch()
@@ -139,7 +145,7 @@ class World:
 
     def _new_branch(self) -> Branch:
         self.next_id += 1
-        branch = self.branches[self.next_id] = Branch(self.next_id)
+        branch = self.branches[self.next_id] = self.live[self.next_id] = Branch(self.next_id)
         return branch
 
     def _fork(self, parent: Branch) -> None:
@@ -266,6 +272,7 @@ class World:
         self._demand(update.segment == branch.num_done, f"I10: {branch.id}: segment {update.segment} out of order")
         outcome = branch.outcomes[update.segment]
         branch.got += unpack_ids(update.ids)
+        branch.got_logprobs += update.scores.logprobs if update.scores else []
         is_right = branch.got == outcome.ids if update.done else branch.got == outcome.ids[: len(branch.got)]
         self._demand(is_right, f"I11: {branch.id}.{update.segment}: got {branch.got}, alone it is {outcome.ids}")
         if update.done:
@@ -276,14 +283,14 @@ class World:
             self._end_segment(branch, update)
 
     def _check_scores(self, branch: Branch, update: Update, outcome: Outcome) -> None:
-        is_forced = outcome.finish is None
-        if outcome.logprobs is None or not is_forced:
+        if outcome.logprobs is None:
             return
-        got = update.scores.logprobs if update.scores else None
-        self._demand(got == outcome.logprobs, f"I11: {branch.id}.{update.segment}: scores {got}, {outcome.logprobs}")
+        got, expected = branch.got_logprobs, outcome.logprobs
+        self._demand(update.scores is not None, f"I11: {branch.id}.{update.segment}: no scores came")
+        self._demand(got == expected, f"I11: {branch.id}.{update.segment}: scores {got}, alone {expected}")
 
     def _end_segment(self, branch: Branch, update: Update) -> None:
-        branch.got = []
+        branch.got, branch.got_logprobs = [], []
         branch.num_done += 1
         self.num_finished += 1
         if not update.tail:

@@ -99,5 +99,5 @@ class Workload:
         )
         grammar = None
         if rng.random() < 0.15:
-            grammar = GrammarSpec(kind="regex", text=rng.choice(("0", "1", "3", "7", "12", "12", "12")))
+            grammar = GrammarSpec(kind="regex", text=rng.choice(("0", "1", "3", "7", "12", "12", "12", "bad")))
         return Sampled(params=params, grammar=grammar, stream=rng.random() < 0.5)
