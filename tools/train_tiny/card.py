@@ -1,7 +1,11 @@
 """The model card, `README.md`, from the run and its evaluation."""
 
+import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
+
+from safetensors import safe_open
 
 LABELS = {
     "held_out_phrasings": "facts of the world, phrasings held out of training",
@@ -35,21 +39,23 @@ laptop without a download. Made from nothing by `python -m tools.train_tiny`; no
 
 It knows a small closed world, and answers about it in the form that the system prompt asks for: 67 countries (capital,
 continent, language, currency), 60 invented people (age, job, home, pet, favourite colour and food, best friend), 46
-animals, 24 jobs, opposites, plurals, past tenses, colours of things, days, months, numbers, and small sums. It reads short
-texts in the prompt, writes JSON records, lists, tips and little stories, goes on with few-shot lists, and says
+animals, 24 jobs, opposites, plurals, past tenses, colours of things, days, months, numbers, and small sums. It reads
+short texts in the prompt, writes JSON records, lists, tips and little stories, goes on with few-shot lists, and says
 "I do not know." to what lies outside.
 
 ## What it is not
 
 It is not an assistant and knows nothing of the real world beyond those tables. The people are invented. Facts are
-simplified (one language and one currency for each country). Do not use it for anything but trying the engine out.
+simplified (one language and one currency for each country). It understands phrasings near those it was trained on; one
+far from them can bring a wrong fact in a sure voice. Do not use it for anything but trying the engine out.
 
 ## Data
 
 Synthetic documents from the generators in `tools/train_tiny/documents`: chats of one and many turns with and without
-system prompts, texts with questions, few-shot lists, JSON, stories. {tokens:,.0f} million tokens were trained on, each row
-fresh; rows of 512 tokens, and one batch in five of rows of 4096. Some phrasings of each question, some system prompts and
-one pair of numbers in twenty never occur in training; the evaluation uses them.
+system prompts, texts with questions, few-shot lists, JSON, stories. It saw {tokens:,.0f} million tokens, each row
+fresh, in rows of 512 tokens and one batch in five of rows of 4096. Some phrasings of each question, some system
+prompts and one pair of numbers in twenty never occur in training; the evaluation uses them. (The phrasings of training
+were widened once after a first look at those figures, without taking the held-out ones in.)
 
 ## Sizes
 
@@ -63,14 +69,15 @@ one pair of numbers in twenty never occur in training; the evaluation uses them.
 
 ## Training
 
-{steps:,} steps of {batch_tokens:,} tokens, {minutes:.1f} minutes on {hardware}, seed {seed}, final loss {loss:.3f}. AdamW,
-peak learning rate {lr}, warm-up and cosine. Make it again with:
+AdamW, warm-up and cosine, bf16 autocast. The corpus depends on the seed alone; the learning rate follows the clock, so
+a second run gives a model like this one, not the same bytes.
 
-    {command}
+{stages}
 
 ## Figures
 
-Greedy decoding of the saved bf16 weights, by the evaluation of the same tool (`--eval-only`). Percent right:
+Greedy decoding of the saved bf16 weights, by the evaluation of the same tool (`--eval-only`, device
+{device}). Percent right:
 
 | | % | prompts |
 | --- | ---: | ---: |
@@ -91,7 +98,7 @@ A turn ends with `<|im_end|>`, a document with `<|endoftext|>`. The template add
 
 @dataclass(frozen=True)
 class Run:
-    """What the card says about how the model was made."""
+    """How the model was made, as the card tells it and `run.json` keeps it."""
 
     steps: int
     tokens: int
@@ -102,6 +109,21 @@ class Run:
     seed: int
     hardware: str
     command: str
+    earlier: dict | None = None  # the run that this one went on from
+    note: str = ""
+
+    def stages(self) -> list["Run"]:
+        """All runs behind the model, the first one first."""
+        return [*(Run(**self.earlier).stages() if self.earlier else []), self]
+
+
+def _stage(number: int, run: Run) -> str:
+    note = f" {run.note}" if run.note else ""
+    return (
+        f"{number}. {run.steps:,} steps of {run.batch_tokens:,} tokens in {run.wall_s / 60:.1f} minutes on "
+        f"{run.hardware}, seed {run.seed}, peak\n   learning rate {run.lr}, final loss {run.loss:.3f}.{note}\n\n"
+        f"       {run.command}"
+    )
 
 
 def figures(report: dict) -> str:
@@ -110,14 +132,24 @@ def figures(report: dict) -> str:
     return "\n".join(f"| {label} | {percent[k]:.1f} | {counts[k]:,} |" for k, label in LABELS.items() if k in percent)
 
 
-def write_card(folder: Path, config: dict, params: int, run: Run, report: dict) -> None:
-    """Write `README.md`."""
+def count_parameters(weights: Path) -> int:
+    """Numbers in a safetensors file; a tied head is not in it and not counted."""
+    with safe_open(weights, "np") as file:
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+
+
+def write_card(folder: Path) -> None:
+    """Write `README.md` from the folder's `config.json`, `run.json` and `eval.json`."""
+    config, run, report = (
+        json.loads((folder / f"{n}.json").read_text(encoding="utf-8")) for n in ("config", "run", "eval")
+    )
+    params, stages = count_parameters(folder / "model.safetensors"), Run(**run).stages()
     text = CARD.format(
-        params=params / 1e6, params_exact=params, tokens=run.tokens / 1e6, layers=config["num_hidden_layers"],
-        hidden=config["hidden_size"], heads=config["num_attention_heads"], kv_heads=config["num_key_value_heads"],
-        head_dim=config["head_dim"], mlp=config["intermediate_size"], vocab=config["vocab_size"],
-        context=config["max_position_embeddings"], megabytes=(folder / "model.safetensors").stat().st_size / 1e6,
-        steps=run.steps, batch_tokens=run.batch_tokens, minutes=run.wall_s / 60, hardware=run.hardware, seed=run.seed,
-        loss=run.loss, lr=run.lr, command=run.command, figures=figures(report),
+        params=params / 1e6, params_exact=params, tokens=sum(s.tokens for s in stages) / 1e6,
+        layers=config["num_hidden_layers"], hidden=config["hidden_size"], heads=config["num_attention_heads"],
+        kv_heads=config["num_key_value_heads"], head_dim=config["head_dim"], mlp=config["intermediate_size"],
+        vocab=config["vocab_size"], context=config["max_position_embeddings"],
+        megabytes=(folder / "model.safetensors").stat().st_size / 1e6, device=report["device"], figures=figures(report),
+        stages="\n\n".join(_stage(i, s) for i, s in enumerate(stages, 1)),
     )  # fmt: skip
     (folder / "README.md").write_text(text, encoding="utf-8")

@@ -93,7 +93,7 @@ def unknown(rng: Random, n: int) -> Iterator[Case]:
     """Strangers: the right answer is that the model does not know."""
     for _ in range(n):
         relation = rng.choice([r for r in relations.RELATIONS if r.group == "person"])
-        question = rng.choice(relations.questions.__wrapped__(f"person.{relation.name}", stranger(rng), held_out=True))
+        question = rng.choice(relations.phrasings(f"person.{relation.name}", stranger(rng), held_out=True))
         yield _chat_case("unknown", [user(question)], styles.UNKNOWN, "exact")
 
 

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from tools.train_tiny.cases import Case, every_case
+from tools.train_tiny.chat import render, system, user
 from tools.train_tiny.styles import dump
 
 MAX_NEW_TOKENS = 320  # the longest story of the corpus has about 260 tokens
@@ -123,8 +124,6 @@ def write_report(report: dict[str, object], folder: Path) -> None:
 
 def samples(folder: Path, device: str, prompts: list[tuple[str, str]], max_new: int = 200) -> str:
     """Greedy outputs for (system, user) pairs, as text to read. An empty system text means none."""
-    from tools.train_tiny.chat import render, system, user
-
     model, tokenizer = load(folder, device)
     rendered = [render([*([system(s)] if s else []), user(u)], add_generation_prompt=True) for s, u in prompts]
     outputs = generate(model, tokenizer, rendered, max_new, 32)

@@ -41,7 +41,8 @@ def save_model(model: LlamaForCausalLM, folder: Path) -> None:
     c = model.config
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": c.vocab_size,
-        "hidden_size": c.hidden_size, "intermediate_size": c.intermediate_size, "num_hidden_layers": c.num_hidden_layers,
+        "hidden_size": c.hidden_size, "intermediate_size": c.intermediate_size,
+        "num_hidden_layers": c.num_hidden_layers,
         "num_attention_heads": c.num_attention_heads, "num_key_value_heads": c.num_key_value_heads,
         "head_dim": c.head_dim, "hidden_act": "silu", "max_position_embeddings": MAX_POSITIONS, "rope_theta": 10000.0,
         "rms_norm_eps": c.rms_norm_eps, "tie_word_embeddings": True, "attention_bias": False, "mlp_bias": False,

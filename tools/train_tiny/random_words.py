@@ -5,31 +5,9 @@ from random import Random
 from tools.train_tiny import world
 
 _ONSETS = (
-    "b",
-    "br",
-    "c",
-    "d",
-    "dr",
-    "f",
-    "g",
-    "gr",
-    "h",
-    "j",
-    "k",
-    "l",
-    "m",
-    "n",
-    "p",
-    "pr",
-    "r",
-    "s",
-    "st",
-    "t",
-    "tr",
-    "v",
-    "w",
-    "z",
-)
+    "b", "br", "c", "d", "dr", "f", "g", "gr", "h", "j", "k", "l", "m", "n", "p", "pr", "r", "s", "st", "t", "tr", "v",
+    "w", "z",
+)  # fmt: skip
 _VOWELS = ("a", "e", "i", "o", "u", "a", "e", "i", "o", "ai", "ea", "oo")
 _CODAS = ("", "", "", "l", "n", "r", "s", "m", "x", "k", "nd", "sh")
 OBJECTS = (
@@ -66,6 +44,30 @@ FIRST_NAMES = (
     "Robert", "Robin", "Roy", "Ruth", "Sally", "Sara", "Simon", "Stella", "Susan", "Theo", "Tim", "Tina", "Ulf",
     "Vito", "Walter", "Wanda", "Yoko", "Zelda",
 )  # fmt: skip
+# Words and names that people type when they try a model out.
+COMMON_WORDS = (
+    "hello", "world", "banana", "moon", "sun", "star", "love", "time", "life", "water", "earth", "people", "friend",
+    "cheese", "pizza", "computer", "robot", "python", "notebook", "engine", "language", "model", "token", "code",
+    "data",
+    "science", "history", "art", "war", "peace", "dream", "hope", "heart", "hand", "eye", "face", "voice", "world",
+    "space",
+    "planet", "rocket", "ship", "ocean", "island", "beach", "desert", "rainbow", "spring", "autumn", "dragon", "wizard",
+    "magic", "ghost", "witch", "pirate", "unicorn", "coffee", "tea", "cake", "chocolate", "orange", "potato", "garlic",
+    "beautiful", "little", "great", "funny", "crazy", "sleepy", "one", "two", "three", "yes", "no", "maybe", "today",
+    "tomorrow", "again", "please", "thanks", "foo", "bar", "baz", "test", "spam", "eggs", "alpha", "beta", "gamma",
+    "the",
+    "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "machine", "learning", "paris", "london", "happy",
+    "birthday",
+)  # fmt: skip
+FAMOUS_NAMES = (
+    "Harry", "Hermione", "Ron", "Ginny", "Draco", "Luna", "Neville", "Albus", "Severus", "Sirius", "Sherlock", "Watson",
+    "Frodo", "Gandalf", "Bilbo", "Aragorn", "Romeo", "Juliet", "Hamlet", "Alan", "Turing", "Isaac", "Newton",
+    "Einstein",
+    "Marie", "Charles", "Darwin", "Leonardo", "Picasso", "Mozart", "Batman", "Robin", "Mickey", "Donald", "Elsa",
+    "Mario",
+    "Luigi", "Zelda", "Link", "Nemo", "Pippi", "Heidi", "Dorothy", "Merlin", "Lancelot", "Robinson", "Mira", "Lara",
+    "Harriet", "Larry", "Barry", "Jerry", "Mary", "Terry", "Sue", "Jim", "Joe", "Ann", "Lee", "Kim", "Ali", "Omar",
+)  # fmt: skip
 DOMAINS = ("example.com", "example.org", "mail.net", "home.net", "tiny.org", "world.com", "post.org")
 
 
@@ -77,15 +79,44 @@ def made_up_word(rng: Random, syllables: int = 0) -> str:
     )
 
 
+def scramble(rng: Random) -> str:
+    """Random letters, such as `qwzor`: they reach tokens that words do not."""
+    return "".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randint(2, 8)))
+
+
+def any_word(rng: Random) -> str:
+    """A word of any origin: for copying, where every token may come."""
+    roll = rng.random()
+    if roll < 0.3:
+        word = rng.choice(WORDS)
+    elif roll < 0.5:
+        word = rng.choice(COMMON_WORDS)
+    elif roll < 0.65:
+        word = made_up_word(rng)
+    elif roll < 0.78:
+        word = scramble(rng)
+    elif roll < 0.84:
+        word = stranger(rng)
+    else:
+        table, key = rng.choice((("animals", "name"), ("jobs", "name"), ("people", "food"), ("people", "name"),
+                                 ("people", "home"), ("countries", "capital"), ("animals", "habitat")))  # fmt: skip
+        word = rng.choice(world.column(table, key))
+    return world.capitalize(word) if rng.random() < 0.12 else word
+
+
 def made_up_name(rng: Random) -> str:
     """A name that nobody in the world has; it ends so that it meets no fact by chance."""
-    name = made_up_word(rng, rng.choice((2, 2, 3))).capitalize()
+    made_up = scramble(rng) + rng.choice("aeiou") if rng.random() < 0.15 else made_up_word(rng, rng.choice((2, 2, 3)))
+    name = made_up.capitalize()
     return name if name not in world.column("people", "name") else name + "o"
 
 
 def stranger(rng: Random) -> str:
     """A first name that is not in the world."""
-    return rng.choice(FIRST_NAMES) if rng.random() < 0.6 else made_up_name(rng)
+    roll = rng.random()
+    if roll < 0.2:
+        return rng.choice(FAMOUS_NAMES)
+    return rng.choice(FIRST_NAMES) if roll < 0.6 else made_up_name(rng)
 
 
 def strangers(rng: Random, n: int) -> list[str]:

@@ -13,6 +13,9 @@ WHAT_FRAMES = (
     "Please name {np}.", "I want to know {np}.", "Which is {np}?", "Say {np}.", "I need to know {np}. What is it?",
     "Could you tell me what {np} is?", "Do you happen to know what {np} is?", "My question is about {np}. What is it?",
     "Let us talk about {np}. What is it?", "Help me: what is {np}?", "So, what is {np}?",
+    "Excuse me, what is {np}?", "Any idea what {np} is?", "I would love to know {np}.", "Could you name {np}?",
+    "Let me know {np}.", "May I ask what {np} is?", "Do tell me {np}, please.", "I am looking for {np}.",
+    "I cannot recall {np}.", "Who knows {np}?", "Would you name {np}?",
 )  # fmt: skip
 HELD_OUT_FRAMES = (
     "I forgot {np}. Can you help me?", "Remind me: what is {np}?", "Would you mind telling me {np}?",
@@ -255,7 +258,8 @@ RELATIONS: tuple[Relation, ...] = (
              _pairs("colour")),
     Relation("calendar", "day after", "The day after {s} is {o}.",
              ("the day after {s}", "the next day after {s}"),
-             ("Which day comes after {s}?", "What day follows {s}?", "What comes after {s}?", "Today is {s}. What day is "
+             ("Which day comes after {s}?", "What day follows {s}?", "What comes after {s}?",
+             "Today is {s}. What day is "
               "tomorrow?", "Which day is after {s}?"),
              ("What day comes right after {s}?", "If today is {s}, which day is tomorrow?"),
              _neighbours(world.DAYS, 1)),
@@ -316,7 +320,15 @@ def _fill(template: str, subject: str) -> str:
 
 @cache
 def questions(relation: str, subject: str, held_out: bool = False) -> tuple[str, ...]:
-    """Every phrasing of one question: those of training, or those that training never sees."""
+    """`phrasings` for a subject of the world, remembered: there are few of these and they are asked often."""
+    return phrasings(relation, subject, held_out)
+
+
+def phrasings(relation: str, subject: str, held_out: bool = False) -> tuple[str, ...]:
+    """Every way to ask for one thing: those of training, or those that training never sees.
+
+    `subject` may be anybody or anything. Frequent forms come more than once.
+    """
     r = by_name()[relation]
     frames = HELD_OUT_FRAMES if held_out else WHAT_FRAMES
     direct = r.held_out if held_out else r.questions

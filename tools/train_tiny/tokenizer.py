@@ -39,7 +39,8 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, max_len: int) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
     special = {
         str(tokenizer.token_to_id(token)): {
-            "content": token, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True,
+            "content": token, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False,
+            "special": True,
         }
         for token in SPECIAL_TOKENS
     }  # fmt: skip

@@ -27,7 +27,7 @@ class TrainSettings:
     batch_tokens: int
     workers: int
     lr: float = 2e-3
-    warmup: int = 300
+    warmup: int = 300  # steps; at most a tenth of the run
     weight_decay: float = 0.1
     compile: bool = False
     checkpoint_s: float = 150.0
@@ -46,7 +46,7 @@ class TrainResult:
 
 def learning_rate(settings: TrainSettings, step: int, progress: float) -> float:
     """Linear warm-up, then a cosine from `lr` to zero over `progress` in 0..1."""
-    rise = min(1.0, (step + 1) / settings.warmup)
+    rise = min(1.0, (step + 1) / max(1, min(settings.warmup, settings.steps // 10)))
     return settings.lr * rise * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 

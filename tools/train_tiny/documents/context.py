@@ -81,7 +81,8 @@ def _code_of(rng: Random, name: str) -> Claim:
     kind = rng.choice(("code", "number", "password", "secret code"))
     value = rw.code(rng)
     full = f"The {kind} of {what} is {value}."
-    return Claim(full, (f"What is the {kind} of {what}?", f"Which {kind} has {what}?", f"Tell me the {kind} of {what}."),
+    return Claim(full, (f"What is the {kind} of {what}?", f"Which {kind} has {what}?",
+    f"Tell me the {kind} of {what}."),
                  value, full)  # fmt: skip
 
 
@@ -89,7 +90,8 @@ def _address_of(rng: Random, name: str) -> Claim:
     kind, value = rng.choice((("phone number", rw.phone(rng)), ("e-mail address", rw.email(rng, name)),
                               ("birthday", rw.date(rng))))  # fmt: skip
     full = f"The {kind} of {name} is {value}."
-    return Claim(full, (f"What is the {kind} of {name}?", f"What is {name}'s {kind}?", f"Give me the {kind} of {name}."),
+    return Claim(full, (f"What is the {kind} of {name}?", f"What is {name}'s {kind}?",
+    f"Give me the {kind} of {name}."),
                  value, full)  # fmt: skip
 
 

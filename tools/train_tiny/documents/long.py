@@ -1,4 +1,4 @@
-"""Documents of up to thousands of tokens, so that late positions are trained: many turns, and things said long before."""
+"""Documents of thousands of tokens, so that late positions are trained: many turns, and things said long before."""
 
 from random import Random
 

@@ -18,7 +18,7 @@ TRANSFORMS: dict[str, Callable[[str], str]] = {
 
 
 def _word(rng: Random) -> str:
-    return rng.choice(rw.WORDS) if rng.random() < 0.6 else rw.made_up_word(rng)
+    return rw.any_word(rng)
 
 
 def arrows(rng: Random) -> str:
@@ -54,7 +54,7 @@ def labels(rng: Random) -> str:
         world.column("jobs", "name"), world.column("people", "colour"), world.column("people", "food"), world.DAYS,
         world.MONTHS,
     ], rng.choice((2, 2, 3)))  # fmt: skip
-    given = [_word(rng) for _ in kinds]
+    given = [rng.choice((_word(rng), rw.made_up_word(rng, 1).upper())) for _ in kinds]
     sep, lines = rng.choice((" -> ", ": ", " = ")), []
     for _ in range(rng.randint(6, 16)):
         i = rng.randrange(len(kinds))
@@ -96,7 +96,8 @@ def random_text(rng: Random) -> str:
         return rng.choice(
             (rw.code(rng), rw.phone(rng), rw.ip_address(rng), rw.date(rng), rw.email(rng, rw.stranger(rng)))
         )
-    return f"The {rng.choice(rw.ADJECTIVES)} {rng.choice(rw.OBJECTS)} of {rw.stranger(rng)} is in the {rng.choice(rw.PLACES)}."
+    thing = f"{rng.choice(rw.ADJECTIVES)} {rng.choice(rw.OBJECTS)}"
+    return f"The {thing} of {rw.stranger(rng)} is in the {rng.choice(rw.PLACES)}."
 
 
 def copy(rng: Random) -> list[Message]:
@@ -126,7 +127,7 @@ def _upper(rng: Random) -> list[Message]:
 
 
 def _items(rng: Random) -> list[str]:
-    return rng.sample(rw.WORDS, rng.randint(3, 7))
+    return list(dict.fromkeys(_word(rng) for _ in range(rng.randint(4, 7))))
 
 
 def _item(rng: Random) -> list[Message]:

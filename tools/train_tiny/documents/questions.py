@@ -54,7 +54,8 @@ def loosen(rng: Random, question: str) -> str:
     if roll < 0.11:
         return question.rstrip("?.")
     if roll < 0.19:
-        lead = rng.choice(("Please tell me: ", "Hi. ", "Hello! ", "Quick question: ", "I wonder: ", "Question: ", "Please: ",
+        lead = rng.choice(("Please tell me: ", "Hi. ", "Hello! ", "Quick question: ", "I wonder: ", "Question: ",
+        "Please: ",
                            "OK. ", "Now: ", "Q: "))  # fmt: skip
         return lead + question
     if roll < 0.22:
@@ -105,7 +106,7 @@ def unknown(rng: Random) -> list[Message]:
     if style is not Style.JSON and rng.random() < 0.12:
         ask = rng.choice(("Tell me about {s}.", "Describe {s}.", "What do you know about {s}?", "Who or what is {s}?"))
         return [*opening(rng, style), user(ask.format(s=name)), assistant(styles.unknown(style))]
-    question = loosen(rng, rng.choice(relations.questions.__wrapped__(f"{relation.group}.{relation.name}", subject)))
+    question = loosen(rng, rng.choice(relations.phrasings(f"{relation.group}.{relation.name}", subject)))
     return [*opening(rng, style), user(question), assistant(styles.unknown(style))]
 
 

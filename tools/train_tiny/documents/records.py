@@ -16,13 +16,17 @@ KEYS = {"people": PERSON_KEYS, "countries": COUNTRY_KEYS, "animals": ANIMAL_KEYS
 
 DESCRIBE = ("Describe {s} as JSON.", "Describe {s} as JSON.", "Describe {s} in JSON.", "Write {s} as JSON.",
             "Give me {s} as a JSON object.", "Show {s} as JSON.", "JSON for {s}.", "Make a JSON record of {s}.",
-            "Write a JSON object about {s}.", "Tell me about {s} in JSON.")  # fmt: skip
+            "Write a JSON object about {s}.", "Tell me about {s} in JSON.",
+            "Can you describe {s} as JSON?", "{s} as JSON", "I want {s} as JSON.", "Give me the JSON of {s}.",
+            "How would you write {s} as JSON?", "Could I have {s} as JSON?", "Show me {s} in JSON, please.",
+            "What is {s} as JSON?", "Please put {s} into JSON.", "Return {s} as JSON.")  # fmt: skip
 HELD_OUT_DESCRIBE = ("Please describe {s} as a JSON object.", "What does {s} look like as JSON?")
 WITH_KEYS = ("Describe {s} as JSON with the keys {k}.", "Give me JSON about {s}. Keys: {k}.",
              "Write {s} as JSON with {k}.", "Make a JSON object of {s} with these keys: {k}.")  # fmt: skip
 TELL = ("Describe {s}.", "Tell me about {s}.", "Who or what is {s}?", "What do you know about {s}?")
 PRETTY = (" Indent it.", " Pretty print it.", " Use several lines.")
-EXTRACT = ("Write this as JSON: {t}", "Turn this text into JSON: {t}", "{t}\nAs JSON, please.", "Extract JSON from: {t}",
+EXTRACT = ("Write this as JSON: {t}", "Turn this text into JSON: {t}", "{t}\nAs JSON, please.",
+"Extract JSON from: {t}",
            "Text: {t}\nJSON:")  # fmt: skip
 HOUSES = ("Gryffindor", "Slytherin", "Ravenclaw", "Hufflepuff")
 BLOOD = ("Pure-blood", "Half-blood", "Muggle-born")
@@ -75,6 +79,13 @@ def several(rng: Random) -> list[Message]:
     table, n = rng.choice(("people", "countries", "animals")), rng.randint(2, 4)
     rows = rng.sample(world.table(table), n)
     count = rng.choice((str(n), world.number_word(n)))
+    if rng.random() < 0.4:
+        kind = rng.choice(("colour", "food", "pet", "job"))
+        names = rng.sample(world.column("people", kind), n)
+        ask = rng.choice(
+            ("List {n} {t}s as a JSON list.", "Give me a JSON list of {n} {t}s.", "Name {n} {t}s as JSON.")
+        )
+        return [user(ask.format(n=count, t=kind)), assistant(styles.dump(names))]
     if rng.random() < 0.5:
         ask = rng.choice(("List {n} {t} as a JSON list.", "Give me a JSON list of {n} {t}.", "Name {n} {t} as JSON."))
         return [
@@ -117,15 +128,19 @@ def character(rng: Random) -> list[Message]:
     name = rw.stranger(rng) if rng.random() < 0.7 else rng.choice(world.column("people", "name"))
     if rng.random() < 0.4:
         sheet = {"name": name, "house": rng.choice(HOUSES), "blood status": rng.choice(BLOOD),
-                 "occupation": rng.choice(("student", "teacher", "healer", "keeper")), "alive": rng.choice(("Alive", "Deceased")),
-                 "wand": {"wood": rng.choice(("oak", "holly", "elm", "willow", "ash")), "core": rng.choice(("phoenix feather", "unicorn hair", "dragon heartstring")),
+                 "occupation": rng.choice(("student", "teacher", "healer", "keeper")), "alive": rng.choice(("Alive",
+                 "Deceased")),
+                 "wand": {"wood": rng.choice(("oak", "holly", "elm", "willow", "ash")),
+                 "core": rng.choice(("phoenix feather", "unicorn hair", "dragon heartstring")),
                           "length": round(rng.uniform(8, 15), 1)}}  # fmt: skip
         ask = rng.choice(("{n} is a character in Harry Potter. Please fill in the following information about {n}.",
                           "Describe the wizard {n} as JSON.", "Fill in a wizard sheet for {n}."))  # fmt: skip
     else:
-        sheet = {"name": name, "class": rng.choice(CLASSES), "level": rng.randint(1, 20), "strength": rng.randint(3, 18),
-                 "mood": rng.choice(MOODS), "items": rng.sample(rw.OBJECTS, rng.randint(1, 3))}  # fmt: skip
+        sheet = {"name": name, "class": rng.choice(CLASSES), "level": rng.randint(1, 20),
+                 "strength": rng.randint(3, 18), "mood": rng.choice(MOODS), "items": rng.sample(rw.OBJECTS,
+                 rng.randint(1, 3))}  # fmt: skip
         ask = rng.choice(("Make a character sheet for {n}.", "Invent a character called {n} as JSON.",
-                          "Create a game character named {n}.", "Write a character sheet for {n} in JSON."))  # fmt: skip
+                          "Create a game character named {n}.",
+                          "Write a character sheet for {n} in JSON."))  # fmt: skip
     text = json.dumps(sheet, indent=rng.choice((None, None, 2, 4)), ensure_ascii=False)
     return [user(ask.format(n=name)), assistant(text)]

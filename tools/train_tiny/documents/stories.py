@@ -24,15 +24,18 @@ ENDINGS = ("In the end {n} found {t} and went home.", "From that day on {n} and 
            "{n} gave {m} the {t2}, and everyone was happy.", "They lived happily ever after.",
            "And so {n} learned to be patient.", "{n} went to sleep with a smile.",
            "At last they came home and ate {f}.")  # fmt: skip
-ASKS = ("Write a short story about {x} and {y}.", "Tell me a story about {x} and {y}.", "Write a story about {x} and {y}.",
+ASKS = ("Write a short story about {x} and {y}.", "Tell me a story about {x} and {y}.",
+"Write a story about {x} and {y}.",
         "Can you write a short story about {x} and {y}?", "A story about {x} and {y}, please.",
         "Invent a story about {x} and {y}.")  # fmt: skip
 ASKS_ONE = ("Write a short story about {x}.", "Tell me a story about {x}.", "Write a story about {x}.",
             "I would like a story about {x}.")  # fmt: skip
 ASKS_ANY = ("Tell me a story.", "Write a short story.", "Write a story.", "Tell me a bedtime story.")
-TEMPERS = ("brave", "clever", "gentle", "hungry", "tired", "happy", "curious", "tall", "lazy", "proud", "shy", "old", "young",
+TEMPERS = ("brave", "clever", "gentle", "hungry", "tired", "happy", "curious", "tall", "lazy", "proud", "shy",
+"old", "young",
            "small", "big", "quiet", "kind", "lonely", "cheerful", "careful")  # fmt: skip
-THING_LOOKS = ("red", "blue", "green", "golden", "silver", "old", "new", "small", "round", "broken", "heavy", "shiny", "wooden",
+THING_LOOKS = ("red", "blue", "green", "golden", "silver", "old", "new", "small", "round", "broken", "heavy",
+"shiny", "wooden",
                "strange", "pretty", "dusty", "magic", "tiny")  # fmt: skip
 AIRS = ("long", "dark", "cold", "quiet", "bright", "strange", "warm", "pale", "clear", "yellow", "soft")
 RHYMES = (("day", "play", "way", "stay", "hay", "away"), ("night", "light", "bright", "sight", "kite", "white"),
@@ -53,7 +56,7 @@ def _hero(rng: Random) -> str:
         world.column("jobs", "name"),
         ("king", "queen", "child", "wizard", "robot", "dragon", "girl", "boy", "knight"),
     )
-    return rng.choice(rng.choice(pool))
+    return rng.choice(rng.choice(pool)) if rng.random() < 0.75 else rw.any_word(rng)
 
 
 def story_text(rng: Random, hero: str, other: str, sentences: int = 0) -> str:
@@ -129,7 +132,7 @@ def go_on(rng: Random) -> list[Message]:
 
 def poem(rng: Random) -> list[Message]:
     """Four lines that rhyme in pairs."""
-    subject = rng.choice((_hero(rng), rng.choice(rw.WORDS)))
+    subject = rng.choice((_hero(rng), rw.any_word(rng)))
     pairs = [rng.sample(group, 2) for group in rng.sample(RHYMES, 2)]
     lines = []
     for rhyme in pairs[0] + pairs[1]:

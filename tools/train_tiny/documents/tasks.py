@@ -55,7 +55,8 @@ TIPS: dict[str, tuple[tuple[str, str], ...]] = {
         ("Use good soil.", "Good soil is dark and loose and full of food for the roots."),
         ("Be patient.", "A seed needs weeks, so wait and do not dig it up.")),
 }  # fmt: skip
-ASK_TIPS = ("Give {n} tips for {t}.", "Give me {n} tips for {t}.", "Write {n} tips for {t}.", "What are {n} tips for {t}?",
+ASK_TIPS = ("Give {n} tips for {t}.", "Give me {n} tips for {t}.", "Write {n} tips for {t}.",
+"What are {n} tips for {t}?",
             "Name {n} tips for {t}.", "Please provide {n} tips for {t}.", "List {n} tips for {t}.")  # fmt: skip
 EXPAND = ("Expand this tip into a sentence: {x}", "Expand this tip: {x}", "Explain this tip in a sentence: {x}",
           "Now expand this tip into a paragraph: {x}", "Say more about this tip: {x}")  # fmt: skip
@@ -91,7 +92,8 @@ DIMENSIONS = {
     "style": ("The words are well chosen.", "The same words come again and again."),
     "evidence": ("The text gives reasons for what it says.", "The text claims much and proves little."),
 }  # fmt: skip
-ASK_JUDGE = ("Judge the {d} of this text: {x}", "Judge the {d} of this essay: {x}", "Evaluate the {d} of this text: {x}",
+ASK_JUDGE = ("Judge the {d} of this text: {x}", "Judge the {d} of this essay: {x}",
+"Evaluate the {d} of this text: {x}",
              "Text: {x}\nJudge the {d} of the text.", "How good is the {d} of this text? {x}",
              "Please evaluate the essay based on the {d}: {x}")  # fmt: skip
 GOOD_TEXTS = ("Dogs are good friends because they are loyal and play with us.", "We should read every day, because "
@@ -113,7 +115,8 @@ def tips(rng: Random) -> list[Message]:
     messages = [*head, user(rng.choice(ASK_TIPS).format(n=words, t=topic)), assistant(listing)]
     while rng.random() < 0.4 and len(messages) < 8:
         i = rng.randrange(n)
-        ask = rng.choice((f"Expand tip {i + 1}.", f"Expand tip {i + 1} into a sentence.", f"Say more about tip {i + 1}.",
+        ask = rng.choice((f"Expand tip {i + 1}.", f"Expand tip {i + 1} into a sentence.",
+        f"Say more about tip {i + 1}.",
                           rng.choice(EXPAND).format(x=chosen[i][0])))  # fmt: skip
         messages += [user(ask), assistant(chosen[i][1])]
     return messages
@@ -193,13 +196,18 @@ def agent(rng: Random) -> list[Message]:
         question = rng.choice(relations.questions(fact.relation, fact.subject))
         thought, action = f"I need to look up {fact.subject}.", f"search[{fact.subject}]"
         observation, final = fact.sentence, fact.answer
-    lead = rng.choice(("Use steps. ", "Think step by step. ", "Use tools. ", "Solve this with tools: ", "Answer with Thought, "
+    lead = rng.choice(("Use steps. ", "Think step by step. ", "Use tools. ", "Solve this with tools: ",
+    "Answer with Thought, "
                        "Action and Answer. "))  # fmt: skip
     if rng.random() < 0.5:
-        text = f"Thought: {thought}\nAction: {action}\nObservation: {observation}\nThought: I know the answer.\nAnswer: {final}"
+        text = (
+            f"Thought: {thought}\nAction: {action}\nObservation: {observation}\n"
+            f"Thought: I know the answer.\nAnswer: {final}"
+        )
         return [user(lead + question), assistant(text)]
     return [user(lead + question), assistant(f"Thought: {thought}\nAction: {action}"),
-            user(f"Observation: {observation}"), assistant(f"Thought: I know the answer.\nAnswer: {final}")]  # fmt: skip
+            user(f"Observation: {observation}"),
+            assistant(f"Thought: I know the answer.\nAnswer: {final}")]  # fmt: skip
 
 
 def plain_tool_choice(rng: Random) -> str:
@@ -223,7 +231,8 @@ def plain_addresses(rng: Random) -> str:
         name = rw.stranger(rng)
         question, reply = rng.choice((
             (f"What is the IP address of the {host}?", "8.8.8.8" if "DNS" in host else rw.ip_address(rng)),
-            (f"What is the phone number of {name}?", rw.phone(rng)), (f"What is the e-mail address of {name}?", rw.email(rng, name)),
+            (f"What is the phone number of {name}?", rw.phone(rng)), (f"What is the e-mail address of {name}?",
+            rw.email(rng, name)),
             (f"When was {name} born?", rw.date(rng)),
         ))  # fmt: skip
         lines.append(f"Q: {question}\nA: {reply}")
@@ -232,14 +241,16 @@ def plain_addresses(rng: Random) -> str:
 
 def addresses(rng: Random) -> list[Message]:
     """A made-up address on demand: an example of a form."""
-    kind, value = rng.choice((("IP address", rw.ip_address(rng)), ("phone number", rw.phone(rng)), ("date", rw.date(rng)),
+    kind, value = rng.choice((("IP address", rw.ip_address(rng)), ("phone number", rw.phone(rng)), ("date",
+    rw.date(rng)),
                               ("e-mail address", rw.email(rng, rw.stranger(rng)))))  # fmt: skip
     if rng.random() < 0.4:
         host = rng.choice(("Google DNS servers", "server", "printer", "router", "database", "mail server"))
         value = "8.8.8.8" if "DNS" in host else f"10.0.0.{rng.randint(1, 254)}"
         return [user(f"What is the IP address of the {host}?"), assistant(value)]
     ask = rng.choice(("Give me an example of a {k}.", "Write an example {k}.", "Invent a {k}.", "Make up a {k}."))
-    return [user(ask.format(k=kind).replace("a IP", "an IP").replace("a e-", "an e-").replace("an example an", "an example")),
+    return [user(ask.format(k=kind).replace("a IP", "an IP").replace("a e-", "an e-").replace("an example an",
+    "an example")),
             assistant(value)]  # fmt: skip
 
 
