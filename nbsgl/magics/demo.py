@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 import textwrap
 import time
 from collections.abc import Callable
@@ -25,14 +26,27 @@ def run_demo(path: Path | None, *, save: bool, timeout_s: float, write: Callable
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError
 
+    own = path is None
     path = path or quickstart()
     notebook = nbformat.read(path, as_version=4)
     logging.getLogger("traitlets").setLevel(logging.ERROR)
     client = NotebookClient(
-        notebook, timeout=timeout_s, kernel_name="python3", record_timing=False, store_widget_state=False
+        notebook,
+        timeout=timeout_s,
+        kernel_name="python3",
+        record_timing=False,
+        store_widget_state=False,
+        extra_arguments=["--log-level=ERROR"],
     )
     began, failed = time.monotonic(), False
-    with client.setup_kernel(cwd=str(path.resolve().parent), env=_environment()):
+    with (
+        tempfile.TemporaryDirectory(prefix="nbsgl-demo-") as scratch,
+        client.setup_kernel(
+            # what the quickstart writes is for a reader's own run of it, not for this one
+            cwd=scratch if own else str(path.resolve().parent),
+            env=_environment(),
+        ),
+    ):
         try:
             for index, cell in enumerate(notebook.cells):
                 write(source_text(cell))
@@ -41,7 +55,7 @@ def run_demo(path: Path | None, *, save: bool, timeout_s: float, write: Callable
                     write(output_text(cell))
         except CellExecutionError as error:
             failed = True
-            write(textwrap.indent(output_text(notebook.cells[index]) or str(error), ""))
+            write(output_text(notebook.cells[index]).strip() or str(error))
         finally:
             _stop_engine(client)
     if save and not failed:
@@ -66,7 +80,7 @@ def source_text(cell: Any) -> str:
     """A cell's source as a terminal shows it: code behind a bar, prose plain."""
     text = cell.source.rstrip()
     if cell.cell_type != "code":
-        return f"\n{text}\n"
+        return f"{text}\n"
     return textwrap.indent(text, "│ ", lambda line: True)
 
 
@@ -93,10 +107,14 @@ def _stop_engine(client: Any) -> None:
     from nbformat.v4 import new_code_cell
 
     code = "import nbsgl\nif (engine := nbsgl.get_default_backend()) is not None:\n    engine.stop()"
+    cells = client.nb.cells
+    cells.append(new_code_cell(code))
     try:
-        client.execute_cell(new_code_cell(code), 0)
-    except (CellExecutionError, IndexError):
+        client.execute_cell(cells[-1], len(cells) - 1)
+    except CellExecutionError:
         logging.getLogger("nbsgl").info("the notebook's engine goes on: others are connected to it")
+    finally:
+        cells.pop()
 
 
 def _tidy(notebook: Any) -> None:

@@ -13,10 +13,14 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nbsgl.engine.runtime import EngineRecord, list_engines
 from nbsgl.errors import EngineNotRunning
 from nbsgl.magics.status import duration
+
+if TYPE_CHECKING:
+    from nbsgl.engine.handle import Engine
 
 PACKAGES = (
     "torch",
@@ -140,3 +144,17 @@ def find_engine(key: str) -> EngineRecord:
         running = "\n  ".join(["Running:", *map(engine_line, records)]) if records else "None is running."
         raise EngineNotRunning(key=key, hint=running)
     return found[0]
+
+
+def connect(record: EngineRecord) -> Engine:
+    """A handle on an engine that runs."""
+    from nbsgl.engine.handle import Engine
+
+    return Engine(**{**record.config, "keep": record.keep})
+
+
+def stop_engine(key: str, *, force: bool) -> str:
+    """Stop the engine of this key or name; returns a line that says so."""
+    record = find_engine(key)
+    connect(record).stop(force=force)
+    return f"stopped: {engine_line(record)}"

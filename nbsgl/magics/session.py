@@ -9,11 +9,14 @@ from collections import OrderedDict
 from typing import Any
 
 import nbsgl
-from nbsgl.errors import EngineNotRunning, UsageError
+from nbsgl.engine.runtime import EngineRecord, list_engines
+from nbsgl.errors import EngineNotRunning, NbsglError, UsageError
 from nbsgl.lang.default import default
 from nbsgl.magics.display import bundle, in_kernel, say
 from nbsgl.magics.export import Cell, export_cells
+from nbsgl.magics.info import connect
 from nbsgl.magics.runs import Run
+from nbsgl.magics.status import duration
 from nbsgl.protocol import Backend, RunView
 
 logger = logging.getLogger("nbsgl")
@@ -75,8 +78,8 @@ class Session:
         return name
 
     def lingering(self) -> str | None:
-        """One line about an engine of this user that runs already, or None."""
-        return None
+        """One line about each engine of this user that runs already, or None; starts none."""
+        return "\n".join(_found(record) for record in list_engines()) or None
 
     # ---- runs --------------------------------------------------------------------------------------------------------
 
@@ -172,6 +175,20 @@ class Progress:
             self._handle.display(bundle(text), raw=True)
         else:
             self._handle.update(bundle(text), raw=True)
+
+
+def _found(record: EngineRecord) -> str:
+    line = f"engine found: {record.model} on {record.device}"
+    try:
+        engine = connect(record)
+        try:
+            snapshot = engine.snapshot()
+        finally:
+            engine.close()
+    except NbsglError as error:  # it is ending, or of another version: that is for `%sgl start` to say
+        logger.info("the engine %s does not answer: %s", record.key, error)
+        return f"{line}, {record.state}"
+    return f"{line}, {duration(snapshot.uptime_s)} old, {snapshot.slots_in_tree:,} tokens cached"
 
 
 def _greeting(engine: Any) -> str:

@@ -7,6 +7,9 @@ import sys
 import pytest
 
 from nbsgl.__main__ import main
+from nbsgl.engine.runtime import EngineRecord
+from nbsgl.errors import EngineNotRunning
+from nbsgl.magics import info
 from nbsgl.magics.info import report, table
 
 
@@ -62,3 +65,33 @@ def test_info_imports_neither_torch_nor_ipython():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def record(key, name=None):
+    return EngineRecord(
+        pid=1, started=0.0, protocol=1, version="0", state="ready", key=key, model="m", device="cpu", keep=60.0,
+        config={"name": name},
+    )  # fmt: skip
+
+
+def test_an_engine_is_found_by_key_its_beginning_or_its_name(monkeypatch):
+    monkeypatch.setattr(info, "list_engines", lambda: [record("abc"), record("abd"), record("name-1", "mine")])
+    assert info.find_engine("abc").key == "abc"
+    assert info.find_engine("mine").key == "name-1"
+    for wrong in ("ab", "x"):
+        with pytest.raises(EngineNotRunning) as caught:
+            info.find_engine(wrong)
+        assert "abc  m on cpu" in str(caught.value)
+
+
+def test_engine_lines_say_key_model_device_and_age(monkeypatch):
+    monkeypatch.setattr(info, "list_engines", lambda: [record("abc")])
+    (line,) = info.engine_lines()
+    assert line.startswith("abc  m on cpu · ready · ")
+    assert line.endswith("ends 60 s after its last client")
+
+
+def test_engines_without_any(monkeypatch, capsys):
+    monkeypatch.setattr(info, "list_engines", list)
+    assert main(["engines"]) == 0
+    assert capsys.readouterr().out == "No engine is running.\n"

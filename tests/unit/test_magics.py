@@ -31,6 +31,7 @@ def language(monkeypatch):
 @pytest.fixture
 def shell(language, tmp_path, monkeypatch):
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    monkeypatch.setenv("NBSGL_RUNTIME_DIR", str(tmp_path / "runtime"))
     config = Config()
     config.HistoryManager.hist_file = ":memory:"
     config.InteractiveShell.colors = "nocolor"
