@@ -73,7 +73,7 @@ def test_end_tokens_are_named_the_same_everywhere(tokenizer):
     assert tokenizer.bos_token_id == tokenizer.pad_token_id == end_of_text
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(text=st.text(alphabet=st.characters(exclude_categories=["Cs"])))
 def test_any_text_comes_back_exactly(tokenizer, text):
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -107,13 +107,18 @@ def test_chat_template_adds_no_system_prompt(tokenizer):
     assert text == "<|im_start|>user\nHi<|im_end|>\n"
 
 
-@pytest.mark.parametrize(("system", "user", "expected"), ANSWERS)
-def test_greedy_answer_is_right_and_stops_at_the_end_of_the_turn(model, tokenizer, system, user, expected):
+@pytest.fixture(scope="module")
+def outputs(model, tokenizer):
+    """Greedy outputs for the prompts of `ANSWERS`, in one batch."""
     from tools.train_tiny.evaluate import generate
 
-    messages = [chat.system(system)] * bool(system) + [chat.user(user)]
-    [(output, stopped)] = generate(model, tokenizer, [chat.render(messages, add_generation_prompt=True)], 48, 1)
-    assert (output, stopped) == (expected, True)
+    chats = [[chat.system(s)] * bool(s) + [chat.user(u)] for s, u, _ in ANSWERS]
+    return generate(model, tokenizer, [chat.render(c, add_generation_prompt=True) for c in chats], 40, len(chats))
+
+
+@pytest.mark.parametrize("i", range(len(ANSWERS)), ids=[u for _, u, _ in ANSWERS])
+def test_greedy_answer_is_right_and_stops_at_the_end_of_the_turn(outputs, i):
+    assert outputs[i] == (ANSWERS[i][2], True)
 
 
 def test_corpus_is_the_same_for_the_same_seed():

@@ -32,6 +32,10 @@ HOUSES = ("Gryffindor", "Slytherin", "Ravenclaw", "Hufflepuff")
 BLOOD = ("Pure-blood", "Half-blood", "Muggle-born")
 MOODS = ("brave", "clever", "kind", "shy", "proud", "gentle", "curious", "lazy", "loyal", "wise")
 CLASSES = ("wizard", "knight", "thief", "ranger", "healer", "bard", "monk", "dragon rider")
+ASK_WIZARD = ("{n} is a character in Harry Potter. Please fill in the following information about {n}.",
+              "Describe the wizard {n} as JSON.", "Fill in a wizard sheet for {n}.")  # fmt: skip
+ASK_PLAYER = ("Make a character sheet for {n}.", "Invent a character called {n} as JSON.",
+              "Create a game character named {n}.", "Write a character sheet for {n} in JSON.")  # fmt: skip
 
 
 def shown_subject(table: str, row: dict[str, str]) -> str:
@@ -126,21 +130,34 @@ def extract(rng: Random) -> list[Message]:
 def character(rng: Random) -> list[Message]:
     """A character sheet for an invented name. Its values are free: sampling gives another one each time."""
     name = rw.stranger(rng) if rng.random() < 0.7 else rng.choice(world.column("people", "name"))
-    if rng.random() < 0.4:
-        sheet = {"name": name, "house": rng.choice(HOUSES), "blood status": rng.choice(BLOOD),
-                 "occupation": rng.choice(("student", "teacher", "healer", "keeper")), "alive": rng.choice(("Alive",
-                 "Deceased")),
-                 "wand": {"wood": rng.choice(("oak", "holly", "elm", "willow", "ash")),
-                 "core": rng.choice(("phoenix feather", "unicorn hair", "dragon heartstring")),
-                          "length": round(rng.uniform(8, 15), 1)}}  # fmt: skip
-        ask = rng.choice(("{n} is a character in Harry Potter. Please fill in the following information about {n}.",
-                          "Describe the wizard {n} as JSON.", "Fill in a wizard sheet for {n}."))  # fmt: skip
-    else:
-        sheet = {"name": name, "class": rng.choice(CLASSES), "level": rng.randint(1, 20),
-                 "strength": rng.randint(3, 18), "mood": rng.choice(MOODS), "items": rng.sample(rw.OBJECTS,
-                 rng.randint(1, 3))}  # fmt: skip
-        ask = rng.choice(("Make a character sheet for {n}.", "Invent a character called {n} as JSON.",
-                          "Create a game character named {n}.",
-                          "Write a character sheet for {n} in JSON."))  # fmt: skip
+    wizard = rng.random() < 0.4
+    sheet = _wizard(rng, name) if wizard else _player(rng, name)
+    ask = rng.choice(ASK_WIZARD if wizard else ASK_PLAYER)
     text = json.dumps(sheet, indent=rng.choice((None, None, 2, 4)), ensure_ascii=False)
     return [user(ask.format(n=name)), assistant(text)]
+
+
+def _wizard(rng: Random, name: str) -> dict[str, object]:
+    return {
+        "name": name,
+        "house": rng.choice(HOUSES),
+        "blood status": rng.choice(BLOOD),
+        "occupation": rng.choice(("student", "teacher", "healer", "keeper")),
+        "alive": rng.choice(("Alive", "Deceased")),
+        "wand": {
+            "wood": rng.choice(("oak", "holly", "elm", "willow", "ash")),
+            "core": rng.choice(("phoenix feather", "unicorn hair", "dragon heartstring")),
+            "length": round(rng.uniform(8, 15), 1),
+        },
+    }
+
+
+def _player(rng: Random, name: str) -> dict[str, object]:
+    return {
+        "name": name,
+        "class": rng.choice(CLASSES),
+        "level": rng.randint(1, 20),
+        "strength": rng.randint(3, 18),
+        "mood": rng.choice(MOODS),
+        "items": rng.sample(rw.OBJECTS, rng.randint(1, 3)),
+    }
