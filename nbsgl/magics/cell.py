@@ -17,7 +17,7 @@ from types import CodeType
 from typing import Any
 
 import nbsgl
-from nbsgl.errors import ProgramError, UsageError
+from nbsgl.errors import NbsglError, ProgramError, UsageError
 from nbsgl.magics.args import sampling_defaults
 from nbsgl.magics.display import CellView, in_kernel
 from nbsgl.magics.runs import Run
@@ -149,6 +149,8 @@ def _foreground(
         if isinstance(error, STOPS):
             run.stop()
         run.end(error)
+        if isinstance(error, (NbsglError, *STOPS)):
+            shorten(error, body.statements.co_filename)
         raise
     else:
         run.end()
@@ -182,6 +184,30 @@ def _background(
     context = contextvars.copy_context()  # keeps what the thread displays under this cell
     threading.Thread(target=context.run, args=(work,), name=f"nbsgl-run-{run.name}", daemon=True).start()
     return run
+
+
+def shorten(error: BaseException, filename: str) -> None:
+    """Cut the traceback behind the last line of the cell: what lies below is ours, and no help to its reader.
+
+    An error of ours that no line of the cell raised (a gen that nobody read has failed) is shown as its message alone.
+    """
+    last = None
+    place = error.__traceback__
+    while place is not None:
+        if place.tb_frame.f_code.co_filename == filename:
+            last = place
+        place = place.tb_next
+    if last is not None:
+        last.tb_next = None
+    elif isinstance(error, NbsglError):
+        plainly(error)
+
+
+def plainly(error: NbsglError) -> NbsglError:
+    """Have IPython show the error as its message, without a traceback."""
+    text = f"{type(error).__name__}: {error}"
+    error.__dict__["_render_traceback_"] = text.splitlines  # the hook that IPython asks for
+    return error
 
 
 def _execute(manager: Any, body: Body, namespace: dict[str, Any]) -> Any:

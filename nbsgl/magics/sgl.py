@@ -12,7 +12,7 @@ from IPython.core.magic_arguments import argument, magic_arguments
 import nbsgl
 from nbsgl.errors import NbsglError
 from nbsgl.magics.args import CELL_OPTIONS, COMMANDS, LineError, overview, parse_command, split_line
-from nbsgl.magics.cell import compile_body, prepare
+from nbsgl.magics.cell import compile_body, plainly, prepare
 from nbsgl.magics.display import bundle, frozen, say, show
 from nbsgl.magics.session import Session
 
@@ -66,7 +66,7 @@ class SglMagics(Magics):  # type: ignore[misc]
             body = compile_body(self.shell, line, cell, self.raw_cell, self.number)
             program = prepare(self.session, args, body)
         except NbsglError as error:
-            raise _plainly(error) from error.__cause__
+            raise plainly(error) from error.__cause__
         except SyntaxError as error:
             raise error.with_traceback(None) from None
         return program()
@@ -93,7 +93,7 @@ class SglMagics(Magics):  # type: ignore[misc]
             command, args = parse_command(line)
             return getattr(self, f"_{command.name}")(args)
         except NbsglError as error:
-            raise _plainly(error) from error.__cause__
+            raise plainly(error) from error.__cause__
 
     def _start(self, args: Any) -> None:
         from nbsgl.magics.args import start_settings
@@ -166,13 +166,6 @@ class SglMagics(Magics):  # type: ignore[misc]
         text = self.session.export()
         path.write_text(text, encoding="utf-8")
         say(f"written: {path} ({text.count(chr(10))} lines); run it with `python {path}`")
-
-
-def _plainly(error: NbsglError) -> NbsglError:
-    """The error, shown by IPython as its message alone: what is wrong is the line, not the code that says so."""
-    text = f"{type(error).__name__}: {error}"
-    error.__dict__["_render_traceback_"] = text.splitlines  # the hook that IPython asks for
-    return error
 
 
 def _lines(log: Any) -> list[str]:

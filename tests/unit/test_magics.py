@@ -11,6 +11,7 @@ from traitlets.config import Config
 
 import nbsgl
 from nbsgl import magics
+from nbsgl.errors import ParameterError
 from nbsgl.magics.args import COMMANDS, LineError, parse_command
 from nbsgl.magics.completion import candidates
 from nbsgl.magics.display import totals
@@ -164,6 +165,27 @@ def test_an_error_shows_the_cells_own_line_after_the_picture(run):
     assert "line 4" in out
     assert "----> 4 1 / 0" in out
     assert FakeManager.made[-1].state.aborted.is_set()
+
+
+def test_an_error_of_ours_shows_the_cells_line_and_not_our_code(run, monkeypatch):
+    def refuse(name):
+        raise ParameterError(name="name", value=name, allowed="another")
+
+    monkeypatch.setitem(nbsgl.__dict__, "gen", refuse)
+    result, out = run('%%sgl\ns += gen("x")')
+    assert isinstance(result.error_in_exec, ParameterError)
+    assert '----> 2 s += gen("x")' in out
+    assert "in refuse" not in out
+
+
+def test_a_failure_that_no_line_read_is_its_message(run, monkeypatch):
+    def leave(manager, *error):
+        raise ParameterError(name="x", value=1, allowed="2")
+
+    monkeypatch.setattr(FakeManager, "__exit__", leave)
+    _, out = run('%%sgl\ns += "a"')
+    assert out.rstrip().endswith("ParameterError: x=1: allowed is 2.")
+    assert "Traceback" not in out
 
 
 def test_a_syntax_error_shows_the_cells_own_line(run):
