@@ -25,6 +25,7 @@ import anywidget
 import msgspec
 import traitlets
 
+from nbsgl.widgets.html import frozen_bundle
 from nbsgl.widgets.pump import pump
 
 logger = logging.getLogger("nbsgl")
@@ -39,6 +40,7 @@ BEAT_S = 1.0
 LATE_S = 2.0  # unacknowledged for longer: halve the rate
 CALM_S = 5.0  # in time for that long: double it
 SILENT_S = 60.0
+MAX_PAGES = 100  # names of pages kept, to notice a reload
 PART_BYTES, WHOLE_BYTES = 256_000, 1_000_000
 
 
@@ -50,10 +52,11 @@ class FromPage(msgspec.Struct, frozen=True, tag_field="type", forbid_unknown_fie
 
 
 class Hello(FromPage, frozen=True, tag="hello"):
-    """A page has drawn the view and holds the state up to `have_seq` (-1: none)."""
+    """A page has drawn the view and holds the state up to `have_seq` (-1: none); `page` is its own random name."""
 
     epoch: int
     have_seq: int
+    page: str = ""
 
 
 class Resync(FromPage, frozen=True, tag="resync"):
@@ -187,6 +190,7 @@ class View(anywidget.AnyWidget):  # type: ignore[misc]
         self._finished = False
         self._closed = False
         self._stopping: threading.Thread | None = None
+        self._pages: set[str] = set()
         self.heard = False  # whether a page has answered yet
         super().__init__(title=title, view_id=uuid.uuid4().hex, can_stop=on_stop is not None)
         self._answer_while_busy()
@@ -217,6 +221,27 @@ class View(anywidget.AnyWidget):  # type: ignore[misc]
 
     # ---- the road out ----
 
+    @property
+    def was_reloaded(self) -> bool:
+        """Whether a second page has drawn the view: an update of the display no longer reaches the first one's cell.
+
+        Then leave the view open instead of closing it: it is all that the reader has.
+        """
+        return len(self._pages) > 1
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        """The live view, and the frozen picture of now for whoever cannot draw it (GitHub, nbconvert, a diff)."""
+        made = super()._repr_mimebundle_(**kwargs)
+        data, metadata = made if isinstance(made, tuple) else (made or {}, {})
+        return data | self._frozen_now(), metadata
+
+    def _frozen_now(self) -> dict[str, str]:
+        try:
+            return frozen_bundle(self._source())
+        except Exception:  # an error in a repr would mark the cell as failed
+            logger.warning("a view's source failed; it is shown without a text form", exc_info=True)
+            return {}
+
     def finish(self) -> None:
         """Send the last delta and close the books (`final_seq`, `status`).  Idempotent; the source is not asked again.
 
@@ -229,7 +254,7 @@ class View(anywidget.AnyWidget):  # type: ignore[misc]
             self._update(time.monotonic())
             if not self._closed:
                 self.final_seq = self._seq
-                self.status = "final"
+                self.status = "reloaded" if self.was_reloaded else "final"
 
     def close(self) -> None:
         """Finish, then end the comm: the page's live view is gone, so replace the display first.  Idempotent."""
@@ -340,7 +365,9 @@ class View(anywidget.AnyWidget):  # type: ignore[misc]
 
     def _take(self, message: PageMessage, now: float) -> None:
         match message:
-            case Hello(epoch=epoch, have_seq=have_seq):
+            case Hello(epoch=epoch, have_seq=have_seq, page=page):
+                if len(self._pages) < MAX_PAGES:
+                    self._pages.add(page)
                 if epoch != self.epoch or have_seq < 0:
                     self._must_send_full = True
                 else:

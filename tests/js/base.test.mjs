@@ -55,7 +55,9 @@ test("hello says what it has", () => {
   c.hello();
   c.receive(envelope("full", 7), [utf8([])]);
   c.hello();
-  assert.deepEqual(sent, [{ type: "hello", epoch: -1, have_seq: -1 }, { type: "hello", epoch: 1, have_seq: 7 }]);
+  const { page } = c;
+  assert.match(page, /^[a-z0-9]+$/);
+  assert.deepEqual(sent, [{ type: "hello", epoch: -1, have_seq: -1, page }, { type: "hello", epoch: 1, have_seq: 7, page }]);
 });
 
 test("parts make a whole, and a lost part asks again", () => {

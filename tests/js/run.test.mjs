@@ -1,7 +1,7 @@
 // The run view's pure half, on what Python sends.
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { applyRun, blocksOf, factsOf, noteOf, runCodec, transcript } from "../../nbsgl/widgets/static/run.js";
+import { applyRun, cutBlock, factsOf, noteOf, runCodec, transcript } from "../../nbsgl/widgets/static/run.js";
 import { bytes, recording } from "./recording.mjs";
 
 const bare = (state) => JSON.parse(JSON.stringify(state, (key, value) => (key === "rev" ? undefined : value)));
@@ -26,13 +26,26 @@ test("a cut of a text is counted, an append is not", () => {
   assert.deepEqual(state.branches[0].segments[0], { kind: "gen", text: "a😀X", rev: 1 });
 });
 
-test("blocks join to the text and never cut a pair", () => {
-  const text = "x".repeat(999) + "😀".repeat(800) + "end";
-  const blocks = blocksOf(text, 5);
-  assert.equal(blocks.join(""), text);
-  assert.equal(blocks[0].length, 5);
-  assert.ok(blocks.every((block) => block.length <= 1001 && block.isWellFormed()));
-  assert.deepEqual(blocksOf("", 5), []);
+function blocksOf(text) {
+  const blocks = [];
+  for (let rest = text; rest; ) {
+    const [end, next] = cutBlock(rest, 0);
+    blocks.push([rest.slice(0, end), rest.slice(end, next)]);
+    rest = rest.slice(next);
+  }
+  return blocks;
+}
+
+test("blocks end at a newline, else at a space, and never inside a pair", () => {
+  for (const text of ["x".repeat(999) + "\n\n" + "y".repeat(2000) + "\nz", "word ".repeat(5000), "😀".repeat(9000), ""]) {
+    const blocks = blocksOf(text);
+    assert.equal(blocks.flat().join(""), text);
+    assert.ok(blocks.every(([block]) => block.length <= 6001 && block.isWellFormed()));
+  }
+  assert.deepEqual(blocksOf("word ".repeat(2000)).map(([block]) => block.at(-1)), [" ", " "]);
+  assert.deepEqual(cutBlock("ab\ncd", 0), [5, 5, false]); // short: the newline stays inside
+  assert.deepEqual(cutBlock("ab\ncd", 998), [2, 3, true]);
+  assert.deepEqual(cutBlock("abc", 6000), [1, 1, true]);
 });
 
 test("notes tell cuts and errors", () => {

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nbsgl.protocol import EngineSnapshot, RunView
-from nbsgl.widgets import RunWidget, TreeWidget
+from nbsgl.widgets import RunWidget, TreeWidget, run_html, run_text
 from nbsgl.widgets.pump import Pump, pump
 from nbsgl.widgets.run import run_delta, text_change
 from nbsgl.widgets.tree import COLUMNS, columns, tree_delta, tree_picture
@@ -147,6 +147,37 @@ def test_finish_sends_the_tail_and_says_where_it_ends(by_hand: Mail) -> None:
     say(view, type="hello", epoch=-1, have_seq=-1)  # a page that was loaded again
     assert view.step(2.0) is None
     assert by_hand.kinds[-1] == ("full", 2)
+
+
+def test_a_second_page_is_a_reload(by_hand: Mail) -> None:
+    view = RunWidget(chat)
+    for _ in range(2):
+        say(view, type="hello", epoch=-1, have_seq=-1, page="a")
+    view.step(0.0)
+    assert not view.was_reloaded
+    say(view, type="hello", epoch=-1, have_seq=-1, page="b")
+    view.step(0.1)
+    assert view.was_reloaded
+    view.finish()
+    assert view.status == "reloaded"
+
+
+def test_display_carries_the_frozen_picture_for_those_who_cannot_draw() -> None:
+    view = RunWidget(chat)
+    data, _ = view._repr_mimebundle_()
+    assert data["text/plain"] == run_text(chat())
+    assert data["text/html"] == run_html(chat())
+    assert "application/vnd.jupyter.widget-view+json" in data
+    view.close()
+
+
+def test_display_of_a_failing_source_is_no_error() -> None:
+    def source() -> RunView:
+        raise RuntimeError("gone")
+
+    view = RunWidget(source)
+    assert "application/vnd.jupyter.widget-view+json" in view._repr_mimebundle_()[0]
+    view.close()
 
 
 def test_close_finishes_and_then_sends_nothing(by_hand: Mail) -> None:

@@ -67,6 +67,7 @@ const HELLOS = 10;
 export class Channel {
   constructor(codec, send, now = () => Date.now()) {
     this.codec = codec;
+    this.page = Math.random().toString(36).slice(2); // a reload is a new page
     this.send = send;
     this.now = now;
     this.state = null;
@@ -125,7 +126,7 @@ export class Channel {
   }
 
   hello() {
-    this.send({ type: "hello", epoch: this.epoch, have_seq: this.state === null ? -1 : this.seq });
+    this.send({ type: "hello", epoch: this.epoch, have_seq: this.state === null ? -1 : this.seq, page: this.page });
   }
 }
 
@@ -213,7 +214,8 @@ function mount(model, el, channel, build) {
   el.replaceChildren(root);
 
   const view = {};
-  const flags = { paused: false, text: false, visible: true, width: 0, dirty: true, frames: 0, error: null };
+  const flags = { paused: false, text: false, visible: true, width: 0, dirty: true, frames: 0, textAt: 0, error: null };
+  const times = []; // of the last frames, ms
   const calm = globalThis.matchMedia?.("(prefers-reduced-motion: reduce)").matches ?? false;
   let frame = 0;
   let drawnAt = 0;
@@ -242,14 +244,24 @@ function mount(model, el, channel, build) {
     drawnAt = time;
     flags.dirty = false;
     flags.frames += 1;
+    const began = performance.now();
     guarded(() => {
       header();
       if (channel.state === null) return;
       plain.hidden = !flags.text;
       body.hidden = flags.text;
-      if (flags.text) setText(plain, visible(view.text(channel.state)));
+      if (flags.text) drawText(time);
       else view.draw(channel.state);
     });
+    times.push(performance.now() - began);
+    if (times.length > 200) times.shift();
+  }
+
+  // The whole text is laid out anew each time, so twice a second must do.
+  function drawText(time) {
+    if (flags.frames > 1 && time - flags.textAt < 500) return;
+    flags.textAt = time;
+    setText(plain, visible(view.text(channel.state)));
   }
 
   // A view that throws shows its text and the error's line, never an empty box.
@@ -292,7 +304,8 @@ function mount(model, el, channel, build) {
       return Date.now() - stopAt > 1000 ? "stop will act when the cell ends" : "stopping";
     }
     const quiet = elapsedMs();
-    const over = model.get("status") === "final" || !["queued", "running", "live"].includes(status);
+    if (model.get("status") === "reloaded") return "loaded again while it ran: `%sgl show` puts this picture in the file";
+    const over = model.get("status") !== "live" || !["queued", "running", "live"].includes(status);
     return !over && quiet > 10000 ? `no news from the kernel for ${Math.round(quiet / 1000)} s` : "";
   }
 
@@ -389,12 +402,13 @@ function mount(model, el, channel, build) {
   const greeting = setInterval(greet, RETRY_MS);
   greet();
   const second = setInterval(() => {
-    if (model.get("status") !== "final") ack();
+    if (model.get("status") === "live") ack();
     if (channel.state !== null && channel.seq < model.get("final_seq")) channel.lost();
     want(); // the clock
   }, 1000);
 
   el.nbsgl = {
+    times: () => [...times].sort((a, b) => a - b),
     state: () => ({ ...flags, seq: channel.seq, gaps: channel.gaps, status: word.textContent, data: channel.state, ...view.inspect?.() }),
     text: () => (channel.state === null ? "" : view.text(channel.state)),
     act: (name) => actions[name](),

@@ -85,45 +85,51 @@ export function factsOf(state, sinceMs = 0) {
   ].join(" \u00b7 ");
 }
 
-// ---- text that grows: blocks of about 1 kB, so that an append touches one small node ----
+// ---- text that grows: blocks that are laid out on their own, so that an append touches one small block ----
 
-const BLOCK = 1000;
+const BLOCK = 1000; // from here on a block ends at the next newline
+const LONGEST = 6000; // and here anyway, at a space if there is one
 
-export function blocksOf(text, room) {
-  const blocks = [];
-  for (let i = 0; i < text.length; ) {
-    let end = Math.min(text.length, i + (blocks.length ? BLOCK : room || BLOCK));
-    if (end < text.length && (text.charCodeAt(end - 1) & 0xfc00) === 0xd800) end += 1; // never inside a pair
-    blocks.push(text.slice(i, end));
-    i = end;
-  }
-  return blocks;
+// Where the block that holds `used` units already ends in `text`: [end of its piece, start of the next, is it full].
+// A newline at the end is left out: the block's own end stands for it.
+export function cutBlock(text, used) {
+  const newline = text.indexOf("\n", Math.max(BLOCK - used, 0));
+  if (newline >= 0 && newline + used <= LONGEST) return [newline, newline + 1, true];
+  if (text.length + used <= LONGEST) return [text.length, text.length, false];
+  let end = Math.max(LONGEST - used, 1);
+  end = text.lastIndexOf(" ", end) + 1 || end;
+  if ((text.charCodeAt(end - 1) & 0xfc00) === 0xd800) end += 1; // never inside a pair
+  return [end, end, true];
 }
 
 class Growing {
   constructor(node) {
     this.node = node;
-    this.len = 0;
-    this.rev = 0;
-    this.last = null;
     this.of = null;
+    this.clear(0);
+  }
+
+  clear(rev) {
+    this.node.replaceChildren();
+    this.len = 0;
+    this.rev = rev;
+    this.block = null;
+    this.used = 0;
   }
 
   // Appends what is new; begins anew when the text was cut, or belongs to another segment (a new full state).
   draw(segment) {
     const { text, rev = 0 } = segment;
-    if (rev !== this.rev || segment !== this.of) {
-      this.of = segment;
-      this.node.replaceChildren();
-      this.len = 0;
-      this.last = null;
-      this.rev = rev;
-    }
+    if (rev !== this.rev || segment !== this.of) this.clear(rev);
+    this.of = segment;
     if (text.length === this.len) return false;
-    const room = this.last ? Math.max(BLOCK - this.last.textContent.length, 0) : BLOCK;
-    for (const [i, piece] of blocksOf(text.slice(this.len), room).entries()) {
-      if (i === 0 && room > 0 && this.last) this.last.append(visible(piece));
-      else this.node.append((this.last = make("span", { text: visible(piece) })));
+    for (let rest = text.slice(this.len); rest; ) {
+      if (!this.block) this.node.append((this.block = make("span", { class: "nb-block" })));
+      const [end, next, full] = cutBlock(rest, this.used);
+      this.block.append(visible(rest.slice(0, end)));
+      this.used += end;
+      if (full) [this.block, this.used] = [null, 0];
+      rest = rest.slice(next);
     }
     this.len = text.length;
     return true;
