@@ -23,13 +23,13 @@ Maker = Callable[[Random], "list[Message] | str"]
 SHORT: dict[Maker, float] = {
     questions.single: 20, questions.dialogue: 12, questions.unknown: 3.5, questions.yes_no: 7,
     questions.multiple_choice: 4, questions.compare: 2, questions.plain_question: 2.5, small_talk.talk: 3,
-    arithmetic.chat: 6,
-    arithmetic.table: 1.5, arithmetic.counting: 0.4, context.chat: 9, context.plain: 2, patterns.arrows: 1.5,
+    arithmetic.chat: 6, arithmetic.table: 1.5, arithmetic.counting: 0.4, context.chat: 9, context.plain: 2,
+    patterns.arrows: 1.5,
     patterns.labelled: 1.5, patterns.labels: 1, patterns.mapping: 1, patterns.transform: 1, patterns.cycle: 0.5,
     patterns.copy: 3, patterns.chat_examples: 1.5, records.describe: 6, records.several: 1.5, records.plain: 1,
     records.extract: 2, records.character: 1.5, stories.plain: 1, stories.chat: 2, stories.poem: 1,
-    stories.go_on: 1, statements.plain: 4,
-    statements.describe: 2.5, tasks.tips: 1.5, tasks.expand: 0.8, tasks.plain_tips: 0.6, tasks.sentiment: 1,
+    stories.go_on: 1, statements.plain: 4, statements.describe: 2.5, tasks.tips: 1.5, tasks.expand: 0.8,
+    tasks.plain_tips: 0.6, tasks.sentiment: 1,
     tasks.plain_sentiment: 0.5, tasks.judge: 1.2, tasks.agent: 1.5, tasks.plain_tool_choice: 0.7,
     tasks.plain_addresses: 0.5, tasks.addresses: 0.5, tasks.same_kind: 1,
 }  # fmt: skip

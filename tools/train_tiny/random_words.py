@@ -27,12 +27,12 @@ ADJECTIVES = (
 WORDS = (
     "apple", "pear", "plum", "grape", "lemon", "melon", "cherry", "bread", "milk", "honey", "salt", "sugar", "river",
     "stone", "cloud", "storm", "wind", "rain", "snow", "fire", "table", "chair", "window", "door", "roof", "wall",
-    "floor", "garden", "tree", "leaf", "root", "seed", "flower", "grass", "field", "hill", "mountain", "valley",
-    "lake", "boat", "train", "car", "plane", "wheel", "road", "bridge", "town", "city", "house", "room", "light",
-    "shadow", "night", "morning", "summer", "winter", "music", "song", "dance", "story", "letter", "word", "number",
-    "colour", "circle", "square", "line", "point", "paper", "ink", "brush", "silver", "gold", "iron", "glass", "wood",
-    "wool", "cotton", "button", "needle", "thread", "shirt", "shoe", "coat", "glove", "hat", "ring", "crown", "sword",
-    "shield", "king", "queen", "prince", "knight", "dragon", "castle", "tower", "gate", "market", "shop", "coin",
+    "floor", "garden", "tree", "leaf", "root", "seed", "flower", "grass", "field", "hill", "mountain", "valley", "lake",
+    "boat", "train", "car", "plane", "wheel", "road", "bridge", "town", "city", "house", "room", "light", "shadow",
+    "night", "morning", "summer", "winter", "music", "song", "dance", "story", "letter", "word", "number", "colour",
+    "circle", "square", "line", "point", "paper", "ink", "brush", "silver", "gold", "iron", "glass", "wood", "wool",
+    "cotton", "button", "needle", "thread", "shirt", "shoe", "coat", "glove", "hat", "ring", "crown", "sword", "shield",
+    "king", "queen", "prince", "knight", "dragon", "castle", "tower", "gate", "market", "shop", "coin",
 )  # fmt: skip
 FIRST_NAMES = (
     "Adam", "Agnes", "Albert", "Alma", "Amir", "Amy", "Arthur", "Astrid", "Beth", "Bruno", "Cecil", "Chloe", "Claude",
@@ -41,32 +41,28 @@ FIRST_NAMES = (
     "James", "Jane", "Jasper", "Jean", "John", "Joseph", "Karin", "Karl", "Laura", "Lena", "Linda", "Liam", "Lola",
     "Louis", "Lucy", "Luke", "Magnus", "Marco", "Mark", "Martin", "Mary", "Matteo", "Max", "Mia", "Mike", "Mina",
     "Nadia", "Nina", "Nora", "Oliver", "Omar", "Oscar", "Pablo", "Pedro", "Peter", "Priya", "Rachel", "Ravi", "Rita",
-    "Robert", "Robin", "Roy", "Ruth", "Sally", "Sara", "Simon", "Stella", "Susan", "Theo", "Tim", "Tina", "Ulf",
-    "Vito", "Walter", "Wanda", "Yoko", "Zelda",
+    "Robert", "Robin", "Roy", "Ruth", "Sally", "Sara", "Simon", "Stella", "Susan", "Theo", "Tim", "Tina", "Ulf", "Vito",
+    "Walter", "Wanda", "Yoko", "Zelda",
 )  # fmt: skip
 # Words and names that people type when they try a model out.
 COMMON_WORDS = (
     "hello", "world", "banana", "moon", "sun", "star", "love", "time", "life", "water", "earth", "people", "friend",
     "cheese", "pizza", "computer", "robot", "python", "notebook", "engine", "language", "model", "token", "code",
-    "data",
-    "science", "history", "art", "war", "peace", "dream", "hope", "heart", "hand", "eye", "face", "voice", "world",
-    "space",
-    "planet", "rocket", "ship", "ocean", "island", "beach", "desert", "rainbow", "spring", "autumn", "dragon", "wizard",
-    "magic", "ghost", "witch", "pirate", "unicorn", "coffee", "tea", "cake", "chocolate", "orange", "potato", "garlic",
-    "beautiful", "little", "great", "funny", "crazy", "sleepy", "one", "two", "three", "yes", "no", "maybe", "today",
-    "tomorrow", "again", "please", "thanks", "foo", "bar", "baz", "test", "spam", "eggs", "alpha", "beta", "gamma",
-    "the",
-    "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "machine", "learning", "paris", "london", "happy",
-    "birthday",
+    "data", "science", "history", "art", "war", "peace", "dream", "hope", "heart", "hand", "eye", "face", "voice",
+    "world", "space", "planet", "rocket", "ship", "ocean", "island", "beach", "desert", "rainbow", "spring", "autumn",
+    "dragon", "wizard", "magic", "ghost", "witch", "pirate", "unicorn", "coffee", "tea", "cake", "chocolate", "orange",
+    "potato", "garlic", "beautiful", "little", "great", "funny", "crazy", "sleepy", "one", "two", "three", "yes", "no",
+    "maybe", "today", "tomorrow", "again", "please", "thanks", "foo", "bar", "baz", "test", "spam", "eggs", "alpha",
+    "beta", "gamma", "the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "machine", "learning", "paris",
+    "london", "happy", "birthday",
 )  # fmt: skip
 FAMOUS_NAMES = (
     "Harry", "Hermione", "Ron", "Ginny", "Draco", "Luna", "Neville", "Albus", "Severus", "Sirius", "Sherlock", "Watson",
     "Frodo", "Gandalf", "Bilbo", "Aragorn", "Romeo", "Juliet", "Hamlet", "Alan", "Turing", "Isaac", "Newton",
-    "Einstein",
-    "Marie", "Charles", "Darwin", "Leonardo", "Picasso", "Mozart", "Batman", "Robin", "Mickey", "Donald", "Elsa",
-    "Mario",
-    "Luigi", "Zelda", "Link", "Nemo", "Pippi", "Heidi", "Dorothy", "Merlin", "Lancelot", "Robinson", "Mira", "Lara",
-    "Harriet", "Larry", "Barry", "Jerry", "Mary", "Terry", "Sue", "Jim", "Joe", "Ann", "Lee", "Kim", "Ali", "Omar",
+    "Einstein", "Marie", "Charles", "Darwin", "Leonardo", "Picasso", "Mozart", "Batman", "Robin", "Mickey", "Donald",
+    "Elsa", "Mario", "Luigi", "Zelda", "Link", "Nemo", "Pippi", "Heidi", "Dorothy", "Merlin", "Lancelot", "Robinson",
+    "Mira", "Lara", "Harriet", "Larry", "Barry", "Jerry", "Mary", "Terry", "Sue", "Jim", "Joe", "Ann", "Lee", "Kim",
+    "Ali", "Omar",
 )  # fmt: skip
 DOMAINS = ("example.com", "example.org", "mail.net", "home.net", "tiny.org", "world.com", "post.org")
 

@@ -82,7 +82,7 @@ def _code_of(rng: Random, name: str) -> Claim:
     value = rw.code(rng)
     full = f"The {kind} of {what} is {value}."
     return Claim(full, (f"What is the {kind} of {what}?", f"Which {kind} has {what}?",
-    f"Tell me the {kind} of {what}."),
+                        f"Tell me the {kind} of {what}."),
                  value, full)  # fmt: skip
 
 
@@ -91,7 +91,7 @@ def _address_of(rng: Random, name: str) -> Claim:
                               ("birthday", rw.date(rng))))  # fmt: skip
     full = f"The {kind} of {name} is {value}."
     return Claim(full, (f"What is the {kind} of {name}?", f"What is {name}'s {kind}?",
-    f"Give me the {kind} of {name}."),
+                        f"Give me the {kind} of {name}."),
                  value, full)  # fmt: skip
 
 
