@@ -119,8 +119,9 @@ def plan_slots(
     else:
         slots = min(int(free * CPU_POOL_SHARE) // per_slot, max(CPU_POOL_TOKENS, context_length))
     slots -= slots % config.page_size
-    if slots * per_slot > free or slots < min(context_length, 256):
-        wanted = max(slots, min(context_length, 256))
+    least = 1 if config.num_slots is not None else min(context_length, 256)
+    if slots * per_slot > free or slots < least:
+        wanted = max(slots, least)
         raise EngineStartFailed(
             stage="memory",
             reason=f"a KV pool of {wanted:,} tokens needs {_gb(wanted * per_slot)}, {device} has {_gb(free)} free",
