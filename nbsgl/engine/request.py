@@ -132,6 +132,7 @@ class Sequence:
     match_node: Node | None = None
     match_version: int = -1
     has_gained: bool = True  # since it was admitted
+    admitted_len: int = 0  # cached_len when it was admitted
     # what it cost
     credited_len: int = 0  # tokens[:credited_len] were counted as cached or computed
     prefill_cached: int = 0  # since its last finished segment

@@ -96,6 +96,7 @@ class Flight:
 
 
 Plan = list[tuple[Sequence, int]]  # who computes how many tokens
+Block = tuple[int, tuple[int, ...]]  # a tree node, and the tokens behind it
 
 
 class Scheduler:
@@ -338,14 +339,13 @@ class Scheduler:
     def _admit_waiting(self, plan: Plan, budget: int) -> None:
         if self.pool.num_free_rows == 0 or len(self.running) >= self.limits.max_running:
             return
-        leaders = {self._next_block(seq, seq.node, seq.cached_len) for seq in self.running.values() if _prefills(seq)}
+        leaders = {self._led_by(seq) for seq in self.running.values() if _prefills(seq)}
         promised = self.room.promised(self.running.values())
         for seq in order_waiting(self.policy, self.waiting.values(), self.stats.steps, self._look_up):
             if budget <= 0 or len(self.running) >= self.limits.max_running or self.pool.num_free_rows == 0:
                 return
             self._look_up(seq)
-            block = self._next_block(seq, seq.match_node, seq.match_len)
-            if block is not None and block in leaders:
+            if self._is_led(seq, leaders):
                 continue  # another computes this prefix now: use it once it is in the tree
             if not self._has_room(seq, promised):
                 if self.running or self.flight:
@@ -364,8 +364,7 @@ class Scheduler:
             plan.append((seq, num_tokens))
             budget -= num_tokens
             promised += self.room.promised([seq])
-            if block is not None:
-                leaders.add(self._next_block(seq, seq.node, seq.cached_len))
+            leaders.add(self._led_by(seq))
 
     def _look_up(self, seq: Sequence) -> None:
         """Fill in the sequence's cached prefix; nothing to do while the tree is as it was."""
@@ -374,13 +373,25 @@ class Scheduler:
             seq.match_node, seq.match_len = self.tree.peek(seq.tokens, limit)
             seq.match_version = self.tree.version
 
-    def _next_block(self, seq: Sequence, node: Any, length: int) -> tuple[int, tuple[int, ...]] | None:
-        """What the sequence computes right behind its cached prefix: None if that is too little to wait for."""
-        if node is None or self.tree.is_disabled or len(seq.tokens) - length < SHARED_TOKENS:
+    def _next_block(self, seq: Sequence, node: Any, length: int, size: int) -> Block | None:
+        """The `size` known tokens right behind the sequence's cached prefix; None if there are not as many."""
+        if node is None or self.tree.is_disabled or seq.needed_from() - length < size:
             return None
-        if seq.needed_from() - length < SHARED_TOKENS:
-            return None
-        return node.id, tuple(seq.tokens[length : length + SHARED_TOKENS])
+        return node.id, tuple(seq.tokens[length : length + size])
+
+    def _led_by(self, seq: Sequence) -> Block | None:
+        """What others wait for while this sequence computes it.
+
+        Once its first chunk is in the tree, whoever matches exactly that far shares what it does, and waits for the
+        rest of it too, however little.
+        """
+        size = self.pool.page_size if seq.cached_len > seq.admitted_len else SHARED_TOKENS
+        return self._next_block(seq, seq.node, seq.cached_len, size)
+
+    def _is_led(self, seq: Sequence, leaders: set[Block | None]) -> bool:
+        sizes = (SHARED_TOKENS, self.pool.page_size)
+        blocks = {self._next_block(seq, seq.match_node, seq.match_len, size) for size in sizes} - {None}
+        return not leaders.isdisjoint(blocks)
 
     def _has_room(self, seq: Sequence, promised: int) -> bool:
         """Whether the sequence fits beside what the running ones are expected to need."""
@@ -398,6 +409,7 @@ class Scheduler:
         del self.waiting[seq.id]
         self.running[seq.id] = seq
         seq.state, seq.has_gained, seq.comes_first = SeqState.RUNNING, False, False
+        seq.admitted_len = seq.cached_len
         if seq.run is not None:
             seq.run.is_fresh = True
         cached = max(0, seq.cached_len - seq.credited_len)
