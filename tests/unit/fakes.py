@@ -168,7 +168,7 @@ class FakeBackend:
         self.gate: threading.Event | None = None  # when set to an Event, gens wait for it
         self.num_flushes = 0
         self.is_closed = False
-        self._due: dict[tuple[int, int], float] = {}
+        self._began: dict[tuple[int, int], float] = {}
         self._ids = itertools.count(1)
         self._thread = threading.Thread(target=self._work, daemon=True, name="fake-backend")
         self._thread.start()
@@ -235,7 +235,7 @@ class FakeBackend:
                 if not run.is_closed:
                     run.listener([event])
             if not progress and not told:
-                self.wake.wait(0.002 if self._due or self.alive else 0.05)
+                self.wake.wait(0.002 if self._began or self.alive else 0.05)
                 self.wake.clear()
 
     def _step(self) -> bool:
@@ -279,10 +279,10 @@ class FakeBackend:
         if self.gate is not None and not self.gate.is_set():
             return False
         key = (id(run), slot)
-        due = self._due.setdefault(key, time.monotonic() + self.delay_s)
-        if time.monotonic() < due:
+        began = self._began.setdefault(key, time.monotonic())
+        if time.monotonic() < began + self.delay_s:
             return False
-        del self._due[key]
+        del self._began[key]
         return True
 
     def _gen(self, run: FakeRun, branch: FakeBranch, node: Gen) -> bool:
