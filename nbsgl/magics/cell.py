@@ -178,7 +178,7 @@ def _background(
             _execute(manager, body, own)
         except BaseException as caught:  # kept for `result()`, and shown in the run's frozen view
             error = caught
-        run.end(error)
+        run.end(error, has_reader=True)
         view.freeze()
 
     context = contextvars.copy_context()  # keeps what the thread displays under this cell

@@ -34,9 +34,10 @@ class Run:
 
     def view(self) -> RunView:
         """A picture of the run now; after its end, the last one."""
-        if self._ended.is_set():
+        state = self._state  # may be let go by `end` on another thread
+        if self._ended.is_set() or state is None:
             return self._view
-        view: RunView = self._state.run_view()
+        view: RunView = state.run_view()
         return _titled(view, self.name)
 
     def result(self, timeout: float | None = None) -> Any:
@@ -50,9 +51,10 @@ class Run:
 
     def stop(self) -> None:
         """Abort what the run still does.  Idempotent; a run that has ended stays as it is."""
-        if not self._ended.is_set():
+        state = self._state
+        if not self._ended.is_set() and state is not None:
             self._stopped = True
-            self._state.abort()
+            state.abort()
 
     def text(self) -> str:
         """The text of the run's first branch so far."""
@@ -60,8 +62,11 @@ class Run:
 
         return branch_text(self.view())
 
-    def end(self, error: BaseException | None = None) -> None:
-        """The run is over: keep its last picture, which no longer needs the engine."""
+    def end(self, error: BaseException | None = None, *, has_reader: bool = False) -> None:
+        """The run is over: keep its last picture, which no longer needs the engine.
+
+        Without a reader who may call `result()`, state and error are let go, so that the engine can forget them too.
+        """
         view = _titled(self._state.run_view(), self.name)
         status: Status = view.status
         if error is not None:
@@ -70,7 +75,10 @@ class Run:
             status = "done"
         shown = None if error is None else f"{type(error).__name__}: {error}".rstrip(": ")
         self._view = _replace(view, status=status, error=view.error or shown)
-        self._error = error
+        if has_reader:
+            self._error = error
+        else:
+            self._state = None
         self._ended.set()
 
     def __repr__(self) -> str:

@@ -54,9 +54,10 @@ class Session:
 
     def start(self, model: str, **settings: Any) -> Backend:
         """Start an engine or find the running one, make it the default, and say which it is."""
+        before = nbsgl.get_default_backend()
         with Progress(self.shell, f"starting the engine of {model}") as progress:
             engine: Backend = nbsgl.start(model, on_progress=progress.step, **settings)
-            progress.done(_greeting(engine))
+            progress.done(_greeting(engine, "engine is running" if engine is before else ""))
         return engine
 
     def engine(self) -> Any:
@@ -191,9 +192,9 @@ def _found(record: EngineRecord) -> str:
     return f"{line}, {duration(snapshot.uptime_s)} old, {snapshot.slots_in_tree:,} tokens cached"
 
 
-def _greeting(engine: Any) -> str:
+def _greeting(engine: Any, found: str = "") -> str:
     info = engine.info
-    found = "engine found" if getattr(engine, "was_running", False) else "engine started"
+    found = found or ("engine found" if getattr(engine, "was_running", False) else "engine started")
     size = f", {info.num_parameters / 1e6:,.1f}M parameters" if info.num_parameters else ""
     return f"{found}: {info.model}{size} on {info.device} ({info.dtype})"
 

@@ -1,9 +1,11 @@
 """`%%sgl` and `%sgl` in an in-process IPython, over a language and an engine that answer at once."""
 
+import gc
 import os
 import signal
 import threading
 import time
+import weakref
 
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
@@ -219,6 +221,15 @@ def test_help_of_cells(run, source):
     assert result.success
     assert "--max-tokens" in out
     assert "%%sgl" in out
+
+
+def test_a_finished_cell_keeps_no_state_alive(run, shell):
+    run('%%sgl\ns += "a"')
+    state = weakref.ref(shell.user_ns.pop("s"))
+    FakeManager.made.clear()
+    gc.collect()
+    assert state() is None
+    assert "a" in run("%sgl show 1")[1]
 
 
 def test_view_none_shows_nothing(run):
