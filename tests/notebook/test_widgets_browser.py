@@ -277,9 +277,17 @@ def test_page_loaded_again_gets_the_whole_state(lab: Lab) -> None:
     wait_status(lab, 2, "aborted")
 
 
+def test_restarted_kernel_leaves_the_last_picture_and_says_so(lab: Lab) -> None:
+    lab.restart()
+    note = lab.cell(5).locator(".nb-note")
+    lab.wait_until(lambda: note.count() and "restarted" in note.inner_text(), "the note", 10)
+    assert state(lab, 5)["nodes"] == 401
+
+
 def test_console_is_clean_while_there_is_a_kernel(lab: Lab) -> None:
-    # Lab itself looks for a favicon and for settings that were never written
-    ours = [error for error in lab.console_errors if "favicon" not in error and "404" not in error]
+    # Lab's own: it looks for a favicon and for settings that were never written, and asks a restarted debugger
+    lab_own = ("favicon", "404", "debugger state")
+    ours = [error for error in lab.console_errors if not any(word in error for word in lab_own)]
     assert not ours
 
 

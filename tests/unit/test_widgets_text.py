@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from nbsgl.protocol import BranchView, RunView
@@ -84,6 +87,13 @@ def test_one_line_is_as_long_as_asked() -> None:
     assert one_line("abc", 3) == "abc"
     assert one_line("abcd", 3) == "ab…"
     assert one_line("a\nb", 3) == "a⏎b"
+
+
+def test_text_and_html_load_no_widget_library() -> None:
+    code = (
+        "import sys, nbsgl.widgets; sys.exit(bool({'anywidget', 'ipywidgets', 'IPython', 'torch'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
 
 
 def test_role_label_waits_for_the_first_text() -> None:

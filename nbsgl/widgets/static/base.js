@@ -74,7 +74,8 @@ export class Channel {
     this.epoch = -1;
     this.seq = -1;
     this.gaps = 0;
-    this.heardAt = null;
+    this.heardAt = null; // any message
+    this.changedAt = null; // one that changed the state
     this.askedAt = -Infinity;
     this.parts = null;
     this.listeners = new Set();
@@ -91,6 +92,7 @@ export class Channel {
       if (seq <= this.seq) return; // already in the full state
       this.state = this.codec.delta(this.state, buffers, envelope) ?? this.state;
       this.seq = seq;
+      this.changedAt = this.heardAt;
     } else if (kind === "beat") {
       if (this.state === null || epoch !== this.epoch || seq > this.seq) this.lost();
     } else this.codec.other?.(this.state, envelope, buffers);
@@ -102,6 +104,7 @@ export class Channel {
     this.seq = seq;
     this.epoch = epoch;
     this.parts = null;
+    this.changedAt = this.heardAt;
     this.askedAt = -Infinity;
   }
 
@@ -159,11 +162,21 @@ export function columnOf(buffer, Type) {
 
 const channels = new Map(); // by view_id: initialize and render see different proxies of one model
 
+// False if there is no way to the kernel (any more).
+function post(model, message) {
+  try {
+    model.send(message);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
 function channelOf(model, codec) {
   const id = model.get("view_id");
   let entry = channels.get(id);
   if (!entry) {
-    const channel = new Channel(codec, (message) => model.send(message));
+    const channel = new Channel(codec, (message) => post(model, message));
     const onMessage = (message, buffers) => channel.receive(message, buffers ?? []);
     model.on("msg:custom", onMessage);
     entry = { channel, end: () => (model.off("msg:custom", onMessage), channels.delete(id)) };
@@ -220,6 +233,7 @@ function mount(model, el, channel, build) {
   let frame = 0;
   let drawnAt = 0;
   let stopAt = null;
+  let lostAt = -Infinity; // when the front end lost or replaced the connection of this model
   let announced = "";
   let announcedAt = 0;
 
@@ -229,7 +243,7 @@ function mount(model, el, channel, build) {
   };
   const frameApi = {
     root, body, strip, want, calm,
-    send: (message) => model.send(message),
+    send: (message) => post(model, message),
     state: () => channel.state,
     colour: (name) => colourOf(root, name),
     hint: (text) => setText(strip, text),
@@ -287,7 +301,7 @@ function mount(model, el, channel, build) {
     setText(title, visible(view.title?.(state) ?? model.get("title")));
     setText(word, status);
     word.dataset.status = status;
-    setText(facts, state === null ? "" : view.facts(state, elapsedMs()));
+    setText(facts, state === null ? "" : view.facts(state, Date.now() - channel.changedAt));
     stop.hidden = !model.get("can_stop") || !["queued", "running"].includes(status);
     if (flags.error === null) setText(note, silence(status));
     if (status !== announced && Date.now() - announcedAt > 2000) {
@@ -297,16 +311,16 @@ function mount(model, el, channel, build) {
     }
   }
 
-  const elapsedMs = () => (channel.heardAt === null ? 0 : Date.now() - channel.heardAt);
-
   function silence(status) {
     if (stopAt !== null && ["queued", "running"].includes(status)) {
       return Date.now() - stopAt > 1000 ? "stop will act when the cell ends" : "stopping";
     }
-    const quiet = elapsedMs();
     if (model.get("status") === "reloaded") return "loaded again while it ran: `%sgl show` puts this picture in the file";
     const over = model.get("status") !== "live" || !["queued", "running", "live"].includes(status);
-    return !over && quiet > 10000 ? `no news from the kernel for ${Math.round(quiet / 1000)} s` : "";
+    if (over || channel.heardAt === null) return "";
+    if (lostAt > channel.heardAt) return "the kernel is gone or was restarted: this is its last picture";
+    const quiet = Date.now() - channel.heardAt;
+    return quiet > 10000 ? `no news from the kernel for ${Math.round(quiet / 1000)} s` : "";
   }
 
   // ---- keys and buttons ----
@@ -314,8 +328,8 @@ function mount(model, el, channel, build) {
   const actions = {
     stop() {
       if (stop.hidden) return;
-      stopAt = Date.now();
-      model.send({ type: "stop" });
+      stopAt = post(model, { type: "stop" }) ? Date.now() : null;
+      if (stopAt === null) setText(strip, "the kernel cannot be reached");
       want();
     },
     pause() {
@@ -372,7 +386,12 @@ function mount(model, el, channel, build) {
     if (model.get("final_seq") > channel.seq) channel.lost();
     want();
   };
+  const onComm = () => {
+    lostAt = Date.now();
+    setTimeout(want, 50);
+  };
   channel.listeners.add(onNews);
+  model.on("comm_live_update", onComm);
   model.on("change:final_seq", onTrait);
   model.on("change:status", onTrait);
   const sized = new ResizeObserver(([entry]) => {
@@ -392,7 +411,14 @@ function mount(model, el, channel, build) {
   });
   themed.observe(document.body, { attributes: true, attributeFilter: ["class", "data-jp-theme-name", "data-jp-theme-light"] });
 
-  const ack = () => model.send({ type: "ack", seq: channel.seq, visible: flags.visible && !document.hidden });
+  // Once a second while something changes, else every 10 s: each message makes the kernel busy for a moment.
+  let acked = { seq: -1, visible: true, at: -Infinity };
+  const ack = () => {
+    const next = { seq: channel.seq, visible: flags.visible && !document.hidden, at: Date.now() };
+    if (next.seq === acked.seq && next.visible === acked.visible && next.at - acked.at < 10000) return;
+    acked = next;
+    post(model, { type: "ack", seq: next.seq, visible: next.visible });
+  };
   let hellos = 0;
   const greet = () => {
     const answered = channel.heardAt !== null && hellos > 0;
@@ -402,7 +428,7 @@ function mount(model, el, channel, build) {
   const greeting = setInterval(greet, RETRY_MS);
   greet();
   const second = setInterval(() => {
-    if (model.get("status") === "live") ack();
+    if (model.get("status") === "live" && !(lostAt > channel.heardAt)) ack();
     if (channel.state !== null && channel.seq < model.get("final_seq")) channel.lost();
     want(); // the clock
   }, 1000);
@@ -423,6 +449,7 @@ function mount(model, el, channel, build) {
     channel.listeners.delete(onNews);
     model.off("change:final_seq", onTrait);
     model.off("change:status", onTrait);
+    model.off("comm_live_update", onComm);
     root.removeEventListener("keydown", onKey);
     view.end?.();
     delete el.nbsgl;
