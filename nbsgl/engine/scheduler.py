@@ -104,7 +104,7 @@ class Scheduler:
 
     `emit` gets all updates of a step in one call.  `compile_grammar(spec)` gives something with `matcher()`; what it
     raises ends the sequence that asked.  `vocab_bytes[id]` are a token's bytes (None: special).  With `strict` the
-    census runs after every step and raises; otherwise `repair` mends what it finds.
+    census runs after every step and raises; otherwise `repair` mends what it finds.  `dtype` is for messages.
     """
 
     def __init__(
@@ -119,6 +119,7 @@ class Scheduler:
         emit: Callable[[list[Update]], None],
         clock: Callable[[], float] = time.monotonic,
         strict: bool = False,
+        dtype: str = "the model's dtype",
     ) -> None:
         self.limits, self.runner, self.policy, self.strict = limits, runner, limits.policy, strict
         self._clock = clock
@@ -131,7 +132,7 @@ class Scheduler:
         self.waiting: dict[int, Sequence] = {}
         self.running: dict[int, Sequence] = {}
         self.flight: Flight | None = None
-        self._compile, self._emit = compile_grammar, emit
+        self._compile, self._emit, self._dtype = compile_grammar, emit, dtype
         self._updates: list[Update] = []
         self._failures: OrderedDict[int, dict[str, Any]] = OrderedDict()
         self._arrivals = 0
@@ -560,7 +561,7 @@ class Scheduler:
             self._shrink(flight.entries)
             self.kv.settled(flight.step)
             return
-        for entry, result in zip(flight.entries, results):
+        for entry, result in zip(flight.entries, results, strict=True):
             seq = entry.seq
             seq.num_in_flight -= 1
             if entry.epoch == seq.epoch:
@@ -574,9 +575,10 @@ class Scheduler:
     def _settle_row(self, entry: Entry, result: RowResult) -> None:
         seq, row = entry.seq, entry.row
         end = row.start + row.num_tokens
-        if not result.is_finite:
+        if not result.is_finite or (row.params is not None and result.token < 0):
             self.stats.numerical_errors += 1
-            self._fail(seq, NumericalError(position=end - 1, step=self.stats.steps), keep=False)
+            error = NumericalError(position=end - 1, step=self.stats.steps, dtype=self._dtype)
+            self._fail(seq, error, keep=False)
             return
         num_done = seq.num_done
         seq.settled_len = end
@@ -794,7 +796,7 @@ class Scheduler:
             "slots_evictable": tree.num_evictable,
             "running": len(self.running),
             "waiting": len(self.waiting),
-            "parked": len(self.seqs) - len(self.running) - len(self.waiting),
+            "parked": sum(seq.state is SeqState.PARKED for seq in self.seqs.values()),
             "steps": stats.steps,
             "last_step_ms": stats.last_step_s * 1e3,
             "prefill_tokens_computed": stats.prefill_computed,

@@ -97,6 +97,7 @@ class World:
         )
         self._spoil_allocator()
         self._watch_admission()
+        self._watch_retractions()
 
     # ---- the outside
 
@@ -354,6 +355,19 @@ class World:
             return is_admitted
 
         self.scheduler.kv.admit = watched  # type: ignore[method-assign]
+
+    def _watch_retractions(self) -> None:
+        """I12: between two retractions a sequence gains something, unless steps failed meanwhile."""
+        victim = self.scheduler._victim
+        rates = self.config.rates
+        is_smooth = not (rates["refuse"] or rates["launch_oom"] or rates["result_oom"] or rates["retract"])
+
+        def watched() -> Sequence:
+            seq = victim()
+            self._demand(seq.has_gained or not is_smooth, f"I12: {seq.id} is retracted before it gained a token")
+            return seq
+
+        self.scheduler._victim = watched  # type: ignore[method-assign]
 
     def _cached_prefix(self, tokens: list[int], limit: int) -> int:
         node, length, best = self.scheduler.tree.root, 0, 0
