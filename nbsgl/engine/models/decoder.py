@@ -14,20 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nbsgl.engine.attention import AttentionBackend
+from nbsgl.engine.layers.linear import Linear, linear
 from nbsgl.engine.layers.norm import rms_norm
 from nbsgl.engine.layers.rope import Rope, rotate
 from nbsgl.engine.model_config import ModelConfig
-
-
-@dataclass(slots=True)
-class Linear:
-    """`y = x @ weight.T + bias`; weight `[out, in]`."""
-
-    weight: Tensor
-    bias: Tensor | None = None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
 
 
 @dataclass(slots=True)
@@ -137,7 +127,7 @@ class Decoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 logits `[rows, vocab]` of hidden states `[rows, hidden]`."""
-        return F.linear(rms_norm(hidden, self.norm, self.config.rms_eps), self.head).float()
+        return linear(rms_norm(hidden, self.norm, self.config.rms_eps), self.head).float()
 
 
 def _split(prefix: str, names: tuple[str, ...], linear: Linear, sizes: list[int]) -> Iterator[tuple[str, Tensor]]:
