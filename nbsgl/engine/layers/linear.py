@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # Rows for which a CPU's BLAS is quicker with the weight on the left: it then splits the work along the weight's rows.
-# 7M-parameter model, 2 AVX2 cores, all products of a step: 2 rows 4.1 -> 1.8 ms, 4: 5.2 -> 3.1, 16: 6.3 -> 4.0, 32: same
+# 7M-parameter model, 2 AVX2 cores, all products of a step: 2 rows 4.1 -> 1.8 ms, 4: 5.2 -> 3.1, 16: 6.3 -> 4.0
 FEW_ROWS = range(2, 17)
 
 

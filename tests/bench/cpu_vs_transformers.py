@@ -1,0 +1,182 @@
+"""Tokens per second on a CPU: nbsgl's scheduler and runner against `transformers.generate`, in one run.
+
+    python -m tests.bench.cpu_vs_transformers [--model FOLDER] [--no-large] [--repeat 2]
+
+Two models: the embedded one (or FOLDER) and a random one of Qwen2.5-0.5B's shape.  Two loads: one request, and sixteen
+of different prompt and output lengths, submitted at once.  Greedy, end tokens ignored; only tokens asked for count.
+transformers pads on the left and runs to the longest output.  Sides alternate; the best of the repeats counts.
+Prints a table and, last, one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nbsgl.engine.config import EngineConfig
+from nbsgl.engine.loader import LoadedModel, load, resolve_model
+from nbsgl.engine.scheduler import Limits, Scheduler
+from nbsgl.engine.segments import Forced, Sampled
+from nbsgl.protocol import SamplingParams, pack_ids
+
+Work = list[tuple[list[int], int]]  # (prompt, number of output tokens) of each request
+
+QWEN_HALF_B = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+    "vocab_size": 151_936,
+    "hidden_size": 896,
+    "intermediate_size": 4_864,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 4_096,
+    "rope_theta": 1e6,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": True,
+    "eos_token_id": 151_643,
+}
+
+
+def make_work(batch: int, vocab: int, prompts: tuple[int, int], outputs: tuple[int, int]) -> Work:
+    """Requests whose lengths are spread over both ranges: most are short, a few long, as in a notebook's run_batch."""
+    rng = random.Random(batch)
+
+    def length(low: int, high: int) -> int:
+        return round(low * (high / low) ** rng.random())
+
+    work = [(length(*prompts), length(*outputs)) for _ in range(batch)]
+    return [(rng.choices(range(3, vocab), k=p), n) for p, n in work]
+
+
+def run_nbsgl(loaded: LoadedModel, work: Work) -> float:
+    """Seconds until all requests are done, on an empty cache."""
+    got: dict[int, int] = {}
+
+    def emit(updates: list[Any]) -> None:
+        for update in updates:
+            assert update.error is None, update.error
+            if update.segment == 1:
+                got[update.seq] = got.get(update.seq, 0) + len(update.ids) // 4
+
+    limits = Limits(
+        num_slots=loaded.num_slots, max_running=loaded.max_running, token_budget=loaded.chunked_prefill_size
+    )
+    scheduler = Scheduler(
+        limits,
+        loaded.runner,
+        eos_ids=loaded.eos_ids,
+        vocab_bytes=[b"x"] * loaded.vocab_size,
+        compile_grammar=lambda spec: None,
+        context_length=loaded.context_length,
+        emit=emit,
+    )
+    begin = time.perf_counter()
+    for seq, (prompt, num) in enumerate(work):
+        params = SamplingParams(temperature=0.0, max_tokens=num, ignore_eos=True, seed=0)
+        scheduler.open(seq)
+        scheduler.extend(seq, 0, 0, [Forced(ids=pack_ids(prompt)), Sampled(params=params)])
+        scheduler.close(seq)
+    while scheduler.has_work:
+        scheduler.step()
+    seconds = time.perf_counter() - begin
+    assert [got[seq] for seq in range(len(work))] == [num for _, num in work]
+    return seconds
+
+
+def run_transformers(model: Any, work: Work) -> float:
+    """Seconds of one left-padded `generate` call that runs to the longest output."""
+    width, most = max(len(p) for p, _ in work), max(n for _, n in work)
+    ids = torch.tensor([[0] * (width - len(p)) + p for p, _ in work])
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p, _ in work])
+    begin = time.perf_counter()
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        out = model.generate(
+            ids,
+            attention_mask=mask,
+            max_new_tokens=most,
+            min_new_tokens=most,
+            do_sample=False,
+            pad_token_id=0,
+        )
+    assert out.shape[1] == width + most
+    return time.perf_counter() - begin
+
+
+def load_peer(loaded: LoadedModel) -> Any:
+    """transformers' model with the same weights, in the same dtype."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(loaded.folder)
+    peer = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    ours = loaded.runner.model
+    missing = peer.load_state_dict(dict(ours.parameters()), strict=False).missing_keys
+    assert set(missing) <= {"lm_head.weight"}, missing
+    peer.tie_weights()
+    return peer
+
+
+def compare(name: str, loaded: LoadedModel, works: dict[int, Work], repeat: int) -> list[dict[str, Any]]:
+    peer = load_peer(loaded)
+    rows = []
+    for batch, work in works.items():
+        sides: dict[str, Callable[[Work], float]] = {
+            "nbsgl": lambda work: run_nbsgl(loaded, work),
+            "transformers": lambda work: run_transformers(peer, work),
+        }
+        short = [(prompt[:8], 2) for prompt, _ in work]
+        for side in sides.values():
+            side(short)
+        best = dict.fromkeys(sides, float("inf"))
+        for _ in range(repeat):
+            for side, function in sides.items():
+                best[side] = min(best[side], function(work))
+        tokens = sum(num for _, num in work)
+        row = {"model": name, "batch": batch, "prompt_tokens": sum(len(p) for p, _ in work), "output_tokens": tokens}
+        row |= {f"{side}_tok_s": round(tokens / seconds, 2) for side, seconds in best.items()}
+        row["ratio"] = round(best["transformers"] / best["nbsgl"], 2)
+        print("{model:14s} {batch:5d} {prompt_tokens:7d} {output_tokens:7d} {nbsgl_tok_s:9.1f} "
+              "{transformers_tok_s:13.1f} {ratio:6.2f}x".format(**row), flush=True)  # fmt: skip
+        rows.append(row)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--no-large", action="store_true", help="only the small model")
+    parser.add_argument("--no-small", action="store_true", help="only the model of 0.5B")
+    parser.add_argument("--repeat", type=int, default=2)
+    parser.add_argument("--num-threads", type=int, default=None)
+    args = parser.parse_args()
+    print(f"{'model':14s} batch  prompt  output     nbsgl  transformers   ratio   (tokens/s)")
+    rows = []
+    common = {"device": "cpu", "dtype": "float32", "num_threads": args.num_threads}
+    if not args.no_small:
+        folder = str(resolve_model(args.model))
+        loaded = load(EngineConfig.of(model_path=folder, num_slots=16_384, **common))
+        vocab = loaded.vocab_size
+        works = {1: make_work(1, vocab, (200, 200), (128, 128)), 16: make_work(16, vocab, (16, 400), (8, 192))}
+        rows += compare(Path(folder).name, loaded, works, args.repeat)
+    if not args.no_large:
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "config.json").write_text(json.dumps(QWEN_HALF_B))
+            loaded = load(EngineConfig.of(model_path=folder, load_format="dummy", num_slots=4_096, **common))
+            vocab = loaded.vocab_size
+            works = {1: make_work(1, vocab, (64, 64), (24, 24)), 16: make_work(16, vocab, (8, 64), (3, 48))}
+            rows += compare("random-0.5B", loaded, works, args.repeat)
+    print(json.dumps({"bench": "cpu_vs_transformers", "threads": torch.get_num_threads(), "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()
