@@ -150,7 +150,7 @@ class Phase(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """The worker serves.  What it found out about model and device."""
+    """The worker serves.  What it found out about model and device; `folder` is where the model's files lie."""
 
     context_length: int
     vocab_size: int
@@ -161,6 +161,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     num_parameters: int
     eos_ids: list[int]
     load_s: float
+    folder: str = ""
 
 
 class StartFailed(msgspec.Struct, frozen=True, tag=True, kw_only=True):

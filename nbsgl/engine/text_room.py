@@ -1,0 +1,219 @@
+"""The front's second thread: tokenizer and program graphs.  Encoding a long text never holds up a socket."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbsgl
+from nbsgl import errors
+from nbsgl.engine import wire
+from nbsgl.engine.config import EngineConfig
+from nbsgl.engine.folders import tokenizer_folder
+from nbsgl.engine.graph import GraphRunner
+from nbsgl.engine.segments import Ready, ToWorker, Update
+from nbsgl.engine.templates import role_formats
+from nbsgl.engine.text import TextCodec
+from nbsgl.errors import EngineDied, NbsglError
+from nbsgl.protocol import AnyEvent, AnyNode, ModelInfo
+
+logger = logging.getLogger("nbsgl")
+
+BROKEN = 70  # exit code when this thread cannot go on: a front without it would answer nobody
+
+EventsOf = tuple[int, int, list[AnyEvent]]  # client, run, events
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What the room tells the front; each is called on the room's thread."""
+
+    output: Callable[[int, list[bytes], list[EventsOf]], None]  # epoch, frames for the worker, events for clients
+    ready: Callable[[int, ModelInfo], None]
+    failed: Callable[[int, NbsglError], None]  # tokenizer or template cannot be used
+    lost: Callable[[int, NbsglError], None]
+
+
+class TextRoom:
+    """All public methods may be called from any thread; they leave an order in the queue.
+
+    `epoch` is the number of the worker that the frames are for.  Before the first worker is ready submissions wait
+    here; later ones are carried out at once, and their frames wait in the supervisor.
+    """
+
+    def __init__(self, config: EngineConfig, outputs: Outputs) -> None:
+        self.config, self._out = config, outputs
+        self.epoch = 1
+        self._graph: GraphRunner | None = None
+        self._held: list[tuple[int, int, list[AnyNode]]] = []
+        self._never: dict[tuple[int, int], NbsglError] = {}  # runs that began before a start that failed
+        self._frames: list[bytes] = []
+        self._events: list[EventsOf] = []
+        self._orders: queue.SimpleQueue[tuple[Callable[..., None], tuple[Any, ...]]] = queue.SimpleQueue()
+        self.thread = threading.Thread(target=self._run, name="nbsgl-text", daemon=True)
+
+    # ---- orders ------------------------------------------------------------------------------------------------------
+
+    def submit(self, client: int, run: int, nodes: list[AnyNode]) -> None:
+        self._orders.put((self._submit, (client, run, nodes)))
+
+    def abort(self, client: int, run: int, branches: list[int] | None, by: str) -> None:
+        self._orders.put((self._abort, (client, run, branches, by)))
+
+    def close_run(self, client: int, run: int) -> None:
+        self._orders.put((self._close_run, (client, run)))
+
+    def drop_client(self, client: int) -> None:
+        self._orders.put((self._drop_client, (client,)))
+
+    def updates(self, epoch: int, updates: list[Update]) -> None:
+        self._orders.put((self._updates, (epoch, updates)))
+
+    def worker_ready(self, epoch: int, ready: Ready) -> None:
+        self._orders.put((self._ready, (epoch, ready)))
+
+    def worker_died(self, epoch: int, error: NbsglError) -> None:
+        """Fail what is under way; `lost` then tells how much that was."""
+        self._orders.put((self._died, (epoch, error)))
+
+    def snapshot_text(self, then: Callable[[TextCodec | None], None]) -> None:
+        """Call `then` with the codec, on this thread."""
+        self._orders.put((lambda: then(self._graph.codec if self._graph else None), ()))
+
+    # ---- the thread --------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while True:
+                function, args = self._orders.get()
+                function(*args)
+                self._flush()
+        except BaseException:
+            logger.exception("the text thread cannot go on")
+            os._exit(BROKEN)
+
+    def _flush(self) -> None:
+        if self._frames or self._events:
+            frames, self._frames = self._frames, []
+            events, self._events = self._events, []
+            self._out.output(self.epoch, frames, events)
+
+    def _send(self, message: ToWorker) -> None:
+        self._frames.append(wire.encode(message))
+
+    def _emit(self, client: Any, run: int, events: list[AnyEvent]) -> None:
+        self._events.append((client, run, events))
+
+    def _submit(self, client: int, run: int, nodes: list[AnyNode]) -> None:
+        if (error := self._never.get((client, run))) is not None:
+            self._emit(client, run, wire.failures(nodes, error))
+        elif self._graph is None:
+            self._held.append((client, run, nodes))
+        else:
+            self._carry_out(self._graph, client, run, nodes)
+
+    def _carry_out(self, graph: GraphRunner, client: int, run: int, nodes: list[AnyNode]) -> None:
+        try:
+            graph.submit(client, run, nodes)
+        except Exception as error:  # a mistake of ours ends one run, not the engine
+            logger.exception("a submission of run %d failed", run)
+            graph.close_run(client, run)
+            self._emit(client, run, wire.failures(nodes, errors.decode(errors.encode(error))))
+            self._never[client, run] = errors.decode(errors.encode(error))
+
+    def _abort(self, client: int, run: int, branches: list[int] | None, by: str) -> None:
+        if self._graph is not None:
+            self._graph.abort(client, run, branches, by)
+            return
+        error = errors.Aborted(by=by)
+        for held in [held for held in self._held if held[:2] == (client, run)]:
+            gone = [node for node in held[2] if branches is None or node.branch in branches]
+            self._held.remove(held)
+            if kept := [node for node in held[2] if node not in gone]:
+                self._held.append((client, run, kept))
+            self._emit(client, run, wire.failures(gone, error))
+
+    def _close_run(self, client: int, run: int) -> None:
+        self._never.pop((client, run), None)
+        self._held = [held for held in self._held if held[:2] != (client, run)]
+        if self._graph is not None:
+            self._graph.close_run(client, run)
+
+    def _drop_client(self, client: int) -> None:
+        self._never = {key: error for key, error in self._never.items() if key[0] != client}
+        self._held = [held for held in self._held if held[0] != client]
+        if self._graph is not None:
+            self._graph.drop_client(client)
+
+    def _updates(self, epoch: int, updates: list[Update]) -> None:
+        if epoch == self.epoch and self._graph is not None:  # those of a worker that is gone are dropped
+            self._graph.on_updates(updates)
+
+    def _ready(self, epoch: int, ready: Ready) -> None:
+        if epoch != self.epoch:
+            return
+        try:
+            info, codec = self._read_texts(ready)
+        except NbsglError as error:
+            self._out.failed(epoch, error)
+            return
+        if self._graph is None:
+            self._graph = GraphRunner(
+                codec,
+                send=self._send,
+                emit=self._emit,
+                context_length=ready.context_length,
+                vocab_size=ready.vocab_size,
+            )
+        self._out.ready(epoch, info)
+        held, self._held = self._held, []
+        for client, run, nodes in held:
+            self._carry_out(self._graph, client, run, nodes)
+
+    def _read_texts(self, ready: Ready) -> tuple[ModelInfo, TextCodec | None]:
+        """Tokenizer and roles (once), and all a client has to know of the model."""
+        codec = self._graph.codec if self._graph else None
+        formats = None
+        if not self.config.skip_tokenizer_init:
+            folder = tokenizer_folder(self.config, Path(ready.folder))
+            codec = codec or TextCodec.load(folder)
+            formats = role_formats(folder, self.config.chat_template)
+        info = ModelInfo(
+            model=self.config.model_path,
+            context_length=ready.context_length,
+            vocab_size=ready.vocab_size,
+            roles=formats.roles if formats else {},
+            stop=formats.stop if formats else (),
+            default_system=formats.default_system if formats else None,
+            template=formats.source if formats else "none",
+            device=ready.device,
+            dtype=ready.dtype,
+            device_reason=ready.device_reason,
+            num_parameters=ready.num_parameters,
+            versions={"nbsgl": nbsgl.__version__},
+        )
+        return info, codec
+
+    def _died(self, epoch: int, error: NbsglError) -> None:
+        lost = len({(client, run) for client, run, _ in self._held})
+        if self._graph is not None:
+            lost += self._graph.num_unfinished
+        if isinstance(error, EngineDied):
+            error = type(error)(
+                **{name: getattr(error, name) for name in error.fields} | {"lost": lost}, hint=error.hint
+            )
+        if self._graph is not None:
+            self._graph.worker_died(error)
+        held, self._held = self._held, []
+        for client, run, nodes in held:
+            self._never[client, run] = error
+            self._emit(client, run, wire.failures(nodes, error))
+        self._frames.clear()
+        self.epoch = epoch + 1
+        self._out.lost(epoch, error)

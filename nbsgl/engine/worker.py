@@ -1,0 +1,291 @@
+"""The engine's GPU process: loads the model, then takes segments in, runs steps, and sends updates out.
+
+python -m nbsgl.engine.worker FOLDER PARENT      (its first line of standard input is a `WorkerLaunch`)
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import logging
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import zmq
+
+from nbsgl import errors
+from nbsgl.engine import log, spawn, wire
+from nbsgl.engine.config import EngineConfig
+from nbsgl.engine.runtime import RuntimeFolder
+from nbsgl.engine.segments import (
+    AbortSeqs,
+    Ask,
+    CloseSeq,
+    Extend,
+    FromWorker,
+    Open,
+    Phase,
+    Ready,
+    StartFailed,
+    Stop,
+    ToWorker,
+    Update,
+    Updates,
+    WorkerAnswer,
+)
+from nbsgl.engine.supervisor import GPU_FAULT, WorkerLaunch
+from nbsgl.errors import NbsglError, ParameterError
+
+logger = logging.getLogger("nbsgl")
+
+BEAT_S = 0.25  # an empty update at least this often: the step counter that the front watches
+IDLE_S = 0.5
+CENSUS_S = 1.0
+PROGRESS_S = 0.2
+START_FAILED = 5  # exit code after StartFailed
+
+
+class Link:
+    """The socket to the front.  Sending never blocks: the front always reads."""
+
+    def __init__(self, address: str) -> None:
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.PAIR)
+        self._socket.set_hwm(0)
+        self._socket.linger = 200
+        self._socket.connect(address)
+        self._decode = wire.Decoder(ToWorker)
+
+    def send(self, message: FromWorker) -> None:
+        self._socket.send(msgspec.msgpack.encode(message))
+
+    def receive(self, wait_s: float) -> list[Any]:
+        """All messages that are there; waits for the first one for at most `wait_s`."""
+        if wait_s and not self._socket.poll(wait_s * 1000):
+            return []
+        messages = []
+        while True:
+            try:
+                message = self._decode(self._socket.recv(zmq.NOBLOCK))
+            except zmq.Again:
+                return messages
+            if message is not None:
+                messages.append(message)
+
+    def close(self) -> None:
+        self._context.destroy(linger=200)
+
+
+class Worker:
+    """The loop: receive, step, report."""
+
+    def __init__(self, link: Link, scheduler: Any, token_text: Callable[[list[int]], str], rotate: Callable[[], None]):
+        self.link, self.scheduler = link, scheduler
+        self._token_text, self._rotate = token_text, rotate
+        self._is_stopping = False
+        self._last_sent = self._last_census = 0.0
+        self._is_clean = True  # nothing ran since the last census
+
+    def emit(self, updates: list[Update]) -> None:
+        """All news of one step."""
+        self.link.send(Updates(step=self.scheduler.stats.steps, updates=updates))
+        self._last_sent = time.monotonic()
+
+    def serve(self) -> None:
+        """Run until told to stop."""
+        is_busy = False
+        while not self._is_stopping:
+            for message in self.link.receive(0.0 if is_busy else IDLE_S):
+                self._take(message)
+            if is_busy := self.scheduler.has_work:
+                self._is_clean = False
+                is_busy = self.scheduler.step()
+            self._beat(is_busy)
+
+    def _beat(self, is_busy: bool) -> None:
+        now = time.monotonic()
+        if now - self._last_sent >= BEAT_S:
+            self.link.send(Updates(step=self.scheduler.stats.steps, updates=[]))
+            self._last_sent = now
+        if not is_busy and not self._is_clean and now - self._last_census >= CENSUS_S:
+            self._last_census, self._is_clean = now, True
+            self._rotate()
+            if findings := self.scheduler.census():
+                logger.error("the pool's census found %d faults: %s", len(findings), "; ".join(findings[:8]))
+                self.scheduler.repair()
+
+    def _take(self, message: Any) -> None:
+        match message:
+            case Open():
+                self.scheduler.open(message.seq, message.parent, message.after)
+            case Extend():
+                self.scheduler.extend(message.seq, message.first, message.generation, message.segments)
+            case CloseSeq():
+                self.scheduler.close(message.seq)
+            case AbortSeqs():
+                self.scheduler.abort(message.seqs)
+            case Ask():
+                self._answer(message)
+            case Stop():
+                self._is_stopping = True
+
+    def _answer(self, ask: Ask) -> None:
+        try:
+            value = self._value(ask)
+        except NbsglError as error:
+            self.link.send(WorkerAnswer(ask=ask.ask, error=errors.encode(error)))
+        else:
+            self.link.send(WorkerAnswer(ask=ask.ask, value=value))
+
+    def _value(self, ask: Ask) -> Any:
+        if ask.what == "snapshot":
+            value = self.scheduler.snapshot()
+            if ask.args.get("tree"):
+                value["tree"] = msgspec.to_builtins(self.scheduler.tree_nodes(self._token_text))
+            return value
+        if ask.what == "flush":
+            self.scheduler.flush_cache()
+            return not self.scheduler.limits.disable_radix_cache
+        raise ParameterError(name="what", value=ask.what, allowed="snapshot | flush")
+
+
+def start(config: EngineConfig, link: Link, rotate: Callable[[], None]) -> Worker:
+    """Load the model in phases, tell the front what it is, and make the loop."""
+    began = time.monotonic()
+    link.send(Phase(phase="load", note="importing torch"))
+    from nbsgl.engine.loader import load
+    from nbsgl.engine.scheduler import Limits, Scheduler
+
+    said = began
+
+    def progress(fraction: float, note: str) -> None:
+        nonlocal said
+        if (now := time.monotonic()) - said >= PROGRESS_S:
+            said = now
+            link.send(Phase(phase="load", progress=fraction, note=note))
+
+    model = load(config, progress=progress)
+    link.send(Phase(phase="warmup"))
+    vocab = _vocab(config, model.folder)
+    limits = Limits.of(
+        config,
+        model.num_slots,
+        max_running=model.max_running,
+        token_budget=model.chunked_prefill_size,
+        overlap=model.device.startswith("cuda"),
+    )
+    eos_ids = sorted({*model.eos_ids, *(vocab.eos_ids if vocab else ())})
+    scheduler = Scheduler(
+        limits,
+        model.runner,
+        eos_ids=eos_ids,
+        vocab_bytes=_padded(vocab.tokens if vocab else (), model.vocab_size),
+        compile_grammar=_compiler(vocab),
+        context_length=model.context_length,
+        emit=lambda updates: worker.emit(updates),
+    )
+    worker = Worker(link, scheduler, _token_text(vocab), rotate)
+    link.send(
+        Ready(
+            context_length=model.context_length,
+            vocab_size=model.vocab_size,
+            num_slots=model.num_slots,
+            device=model.device,
+            device_reason=model.device_reason,
+            dtype=model.dtype,
+            num_parameters=model.num_parameters,
+            eos_ids=eos_ids,
+            load_s=time.monotonic() - began,
+            folder=str(model.folder),
+        )
+    )
+    logger.info("ready after %.2f s: %d slots on %s", time.monotonic() - began, model.num_slots, model.device)
+    return worker
+
+
+def _vocab(config: EngineConfig, model_folder: Path) -> Any:
+    """The tokens' bytes, for stop strings and grammars; None without a tokenizer."""
+    if config.skip_tokenizer_init:
+        return None
+    from nbsgl.engine.folders import tokenizer_folder
+    from nbsgl.engine.grammar.vocab import TokenVocab
+    from nbsgl.engine.tokenizer_files import TokenizerFiles
+
+    return TokenVocab.of_files(TokenizerFiles.load(tokenizer_folder(config, model_folder)))
+
+
+def _padded(tokens: Sequence[bytes | None], vocab_size: int) -> list[bytes | None]:
+    """Models have more rows than their tokenizer has tokens, to make them a round number."""
+    return [*tokens, *[None] * (vocab_size - len(tokens))]
+
+
+def _compiler(vocab: Any) -> Callable[[Any], Any]:
+    def compile_grammar(spec: Any) -> Any:
+        if vocab is None:
+            raise ParameterError(name=spec.kind, value="a grammar", allowed="engines with a tokenizer")
+        from nbsgl.engine import grammar
+
+        return grammar.compile(spec, vocab)
+
+    return compile_grammar
+
+
+def _token_text(vocab: Any) -> Callable[[list[int]], str]:
+    def text_of(ids: list[int]) -> str:
+        if vocab is None:
+            return " ".join(map(str, ids))
+        return vocab.bytes_of(ids).decode("utf-8", "replace")
+
+    return text_of
+
+
+def set_up(argv: list[str]) -> tuple[WorkerLaunch, log.LogFile]:
+    """What every worker does before anything else: die with its parent, shut out the terminal, open its log."""
+    spawn.tie_to_parent(int(argv[2]))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    launch = msgspec.json.decode(spawn.read_line(), type=WorkerLaunch)
+    spawn.die_at_eof()
+    handler = log.log_to(RuntimeFolder(Path(argv[1])).worker_log, launch.config.log_level)
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    return launch, handler
+
+
+def main() -> int:
+    """Serve until told to stop; `START_FAILED` if the model cannot be loaded, `GPU_FAULT` if the device is lost."""
+    launch, handler = set_up(sys.argv)
+    link = Link(launch.socket)
+    try:
+        worker = start(launch.config, link, handler.rotate_if_full)
+    except Exception as error:  # whatever it is, the front has to hear of it
+        logger.exception("the worker could not start")
+        link.send(StartFailed(stage="load", error=errors.encode(error)))
+        link.close()
+        return START_FAILED
+    gc.collect()
+    gc.freeze()  # what is there now stays: do not walk it again in the middle of a step
+    try:
+        worker.serve()
+    except Exception as error:
+        logger.exception("the worker cannot go on")
+        return GPU_FAULT if _is_gpu_fault(error) else 1
+    link.close()
+    return 0
+
+
+def _is_gpu_fault(error: Exception) -> bool:
+    return type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error)
+
+
+if __name__ == "__main__":
+    code = main()
+    logging.shutdown()
+    os._exit(code)
