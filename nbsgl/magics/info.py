@@ -13,7 +13,7 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nbsgl.engine.runtime import EngineRecord, list_engines
 from nbsgl.errors import EngineNotRunning
@@ -150,7 +150,8 @@ def connect(record: EngineRecord) -> Engine:
     """A handle on an engine that runs."""
     from nbsgl.engine.handle import Engine
 
-    return Engine(**{**record.config, "keep": record.keep})
+    settings: dict[str, Any] = {**record.config, "keep": record.keep}
+    return Engine(**settings)
 
 
 def stop_engine(key: str, *, force: bool) -> str:

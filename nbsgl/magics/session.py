@@ -153,10 +153,10 @@ class Progress:
         if kind is not None and self._handle is not None:
             self._show(f"{self.title}: failed after {self._seconds():.1f} s")
 
-    def step(self, *phase: Any) -> None:
-        """Called by the engine's handle with the phase it is in."""
-        words = " ".join(str(part) for part in phase if part not in (None, "")).strip()
-        self._show(f"{self.title}: {words} ({self._seconds():.0f} s)" if words else self.title)
+    def step(self, phase: str, progress: float | None = None, note: str = "") -> None:
+        """Called by the engine's handle with the phase it is in, how much of it is done (0..1), and a remark."""
+        share = "" if progress is None else f" {progress:.0%}"
+        self._show(f"{self.title}: {phase}{share}{f', {note}' if note else ''} ({self._seconds():.0f} s)")
 
     def done(self, text: str) -> None:
         self._show(f"{text} · {self._seconds():.1f} s")
