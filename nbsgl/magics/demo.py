@@ -44,7 +44,7 @@ def run_demo(path: Path | None, *, save: bool, timeout_s: float, write: Callable
         client.setup_kernel(
             # what the quickstart writes is for a reader's own run of it, not for this one
             cwd=scratch if own else str(path.resolve().parent),
-            env=_environment(),
+            env=_environment(scratch),
         ),
     ):
         try:
@@ -97,9 +97,14 @@ def output_text(cell: Any) -> str:
     return "\n".join(part.rstrip() for part in parts if part.strip()) + "\n"
 
 
-def _environment() -> dict[str, str]:
-    # a front end without widgets: HTML and text from the start
-    return {**os.environ, "NBSGL_VIEW": os.environ.get("NBSGL_VIEW", "html"), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+def _environment(scratch: str) -> dict[str, str]:
+    """A front end without widgets gets HTML from the start; engines of the demo's own, with nothing cached yet."""
+    return {
+        "NBSGL_VIEW": "html",
+        "NBSGL_RUNTIME_DIR": str(Path(scratch) / "engines"),
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        **os.environ,
+    }
 
 
 def _stop_engine(client: Any) -> None:
