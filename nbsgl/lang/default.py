@@ -42,7 +42,8 @@ class Default:
         """Start an engine, or find the running one, and make it the default."""
         asked = {"model_path": model_path, **settings}
         with self._lock:
-            if self._backend is not None and self._settings is not None:
+            is_closed = getattr(self._backend, "is_closed", False)
+            if self._backend is not None and self._settings is not None and not is_closed:
                 if self._settings != asked:
                     raise EngineMismatch(
                         running=_shown(self._settings),

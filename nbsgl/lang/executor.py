@@ -6,6 +6,7 @@ over `Run.submit`.  A finaliser takes neither: it puts a note into the janitor's
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
@@ -76,7 +77,8 @@ class Lease:
     def close(self) -> None:
         run, self.run = self.run, None
         if run is not None:
-            run.close()
+            with contextlib.suppress(NbsglError):  # the backend is gone, and all it held with it
+                run.close()
 
 
 class Executor:

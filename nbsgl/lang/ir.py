@@ -34,11 +34,13 @@ _numbers = itertools.count(1)
 
 
 def caller() -> str:
-    """`file:line` of the nearest frame outside the language: the user's line."""
+    """`file.py:line` of the nearest frame outside the language: the user's line.  A notebook's is `cell:line`."""
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_HERE):
         frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+    path = frame.f_code.co_filename
+    name = "cell" if "ipykernel_" in path or path.startswith("<ipython") else os.path.basename(path)
+    return f"{name}:{frame.f_lineno}"
 
 
 class Expr:

@@ -151,11 +151,10 @@ class SglFunction:
         if not isinstance(row, (tuple, list)):
             raise ParameterError(name="batch_kwargs", value=row, allowed="a list of dicts, or of tuples")
         free = [name for name in self.arg_names if name not in self.bind_arguments]
-        least = len(free) - len(self.arg_defaults)
+        optional = self.arg_names[len(self.arg_names) - len(self.arg_defaults) :]
+        least = sum(name not in optional for name in free)
         if not least <= len(row) <= len(free):
-            raise ProgramError(
-                f"{self.name} takes {free} ({max(0, least)}..{len(free)} values), this entry has {len(row)}."
-            )
+            raise ProgramError(f"{self.name} takes {free} ({least}..{len(free)} values), this entry has {len(row)}.")
         return dict(zip(free, row, strict=False))
 
     def merged(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:

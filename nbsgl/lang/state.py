@@ -327,6 +327,8 @@ class ProgramState:
 
     def get_meta_info(self, name: str | None) -> Any:
         """Wait for this variable; how it came about, in SGLang's keys.  None if it is unknown, or not sampled."""
+        if self.is_growing() and name not in self.branch.bindings:
+            self._demand(lambda: name in self.branch.bindings or not self.is_growing())
         binding = self.branch.bindings.get(name)
         if not isinstance(binding, Sampled):
             return None
@@ -685,8 +687,9 @@ def wait_for_program(state: ProgramState) -> None:
 
     state._demand(lambda: all(branch.error is not None or branch.is_done for branch in mine()))
     with executor.lock:
-        unseen = [branch for branch in mine() if branch.error is not None and not branch.is_error_seen]
-    if unseen and not any(branch.is_error_seen for branch in mine()):
-        error = unseen[0].error
-        assert error is not None
-        state._raise(error)
+        failed = [(branch, branch.error) for branch in mine() if branch.error is not None]
+    seen = {id(error) for branch, error in failed if branch.is_error_seen}
+    for branch, error in failed:
+        was_asked_for = isinstance(error, Aborted) and branch is not state.branch
+        if id(error) not in seen and not was_asked_for:
+            state._raise(error)

@@ -169,6 +169,25 @@ def test_abort_ends_a_state_and_its_forks_and_no_other(backend) -> None:
             s += "more"
 
 
+def test_a_block_raises_only_failures_that_nobody_saw_or_asked_for(backend) -> None:
+    with sgl.state(backend) as s:
+        f = s.fork(3)
+        f += lambda i: sgl.gen("bad" if i == 0 else "x")
+        f[1].abort()
+        with pytest.raises(StateFailed):
+            f[0]["bad"]
+        s += sgl.gen("y")
+    assert (s["y"], f[2]["x"]) == ("[y]", "[x]")
+
+    def unseen() -> None:
+        with sgl.state(backend) as s:
+            f = s.fork(1)
+            f += sgl.gen("bad")
+
+    with pytest.raises(StateFailed, match="'bad'"):
+        unseen()
+
+
 def test_abort_of_what_is_finished_changes_nothing(backend) -> None:
     with sgl.state(backend) as s:
         s += sgl.gen("x")

@@ -371,6 +371,9 @@ def test_the_first_program_starts_the_embedded_engine_and_says_so_once(default, 
     assert sgl.start() is sgl.get_default_backend()
     with pytest.raises(sgl.EngineMismatch, match="cpu"):
         sgl.start(device="cpu")
+    sgl.get_default_backend().close()
+    sgl.start(device="cpu")
+    assert made[1:] == [("embedded", {"device": "cpu"})]
 
 
 def test_no_backend_after_none_was_set(default) -> None:
