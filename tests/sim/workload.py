@@ -20,6 +20,7 @@ class SwarmConfig:
     context_length: int
     max_live: int
     rates: dict[str, float] = field(default_factory=dict)
+    is_reckless: bool = False  # no room is kept for tokens to be drawn: the pool runs full, sequences are retracted
 
     @classmethod
     def draw(cls, rng: random.Random) -> SwarmConfig:
@@ -38,7 +39,7 @@ class SwarmConfig:
         rates = {name: rng.choice((0.0, 0.0, 0.005, 0.03)) for name in faults}
         if rng.random() < 0.2:
             rates = dict.fromkeys(faults, 0.0)
-        return cls(limits, rng.choice((60, 120)), rng.choice((4, 12, 30)), rates)
+        return cls(limits, rng.choice((60, 120)), rng.choice((4, 12, 30)), rates, rng.random() < 0.4)
 
 
 class Workload:
@@ -78,7 +79,7 @@ class Workload:
 
     def sampled(self) -> Sampled:
         rng = self.rng
-        max_tokens: int | str = rng.choice((0, 1, 2, 5, 9, 20))
+        max_tokens: int | str = rng.choice((0, 1, 2, 5, 9, 20, 40))
         if rng.random() < 0.03:
             max_tokens = "fit"
         elif rng.random() < 0.01:
