@@ -145,10 +145,6 @@ class Sequence:
         return len(self.ends) - 1
 
     @property
-    def device_len(self) -> int:
-        return len(self.slots)
-
-    @property
     def has_work(self) -> bool:
         return bool(self.forced) or self.run is not None
 
