@@ -6,10 +6,12 @@ import os
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from nbsgl.errors import Aborted
 from nbsgl.lang.executor import TICK_S
+from nbsgl.lang.janitor import janitor
 from nbsgl.lang.state import ProgramState
 
 if TYPE_CHECKING:
@@ -48,6 +50,10 @@ class Batch:
                     bar.update()
                 yield state
             self._raise_first()
+        except GeneratorExit as left:  # perhaps by the collector, at any line of any thread
+            self._stopped = left
+            janitor.soon(partial(self._stop, left))
+            raise
         except BaseException as error:
             self._stop(error)
             raise
@@ -87,8 +93,7 @@ class Batch:
         for state in states:
             if state is not None:
                 state.end_scope(Aborted(by=by))
-        if not isinstance(error, GeneratorExit):
-            error.states = states  # type: ignore[attr-defined]
+        error.states = states  # type: ignore[attr-defined]
 
     # ---- in the threads ----------------------------------------------------------------------------------------------
 

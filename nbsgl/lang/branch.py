@@ -180,7 +180,7 @@ class Message:
     end: int | None = None
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Scope:
     """One program at work: what its branches have in common."""
 

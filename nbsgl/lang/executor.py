@@ -1,7 +1,8 @@
 """`Executor`: the branches of one run, what is queued for the backend, and what comes back.
 
 Two locks.  `_lock` guards all state and is held for moments only; `_sending` keeps submissions in order and is held
-over `Run.submit`.  A finaliser takes neither: it puts a note into the janitor's queue (see `janitor`).
+over `Run.submit`.  A finaliser takes neither: it puts a note into the janitor's queue (see `janitor`).  They are
+re-entrant for the `with` blocks of a program that is dropped half-way: those end wherever the collector runs.
 """
 
 from __future__ import annotations
@@ -68,10 +69,10 @@ class Lease:
         else:
             self.close()
 
-    def fail(self, scope: Scope, error: BaseException) -> None:
+    def fail(self, of: weakref.ref[Scope], error: BaseException) -> None:
         """End what the scope still does (called by the janitor)."""
-        executor = self._executor()
-        if executor is not None:
+        executor, scope = self._executor(), of()
+        if executor is not None and scope is not None:
             executor.abort(lambda branch: branch.scope is scope, error)
 
     def close(self) -> None:
@@ -90,8 +91,8 @@ class Executor:
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
-        self._lock = threading.Lock()
-        self._sending = threading.Lock()
+        self._lock = threading.RLock()
+        self._sending = threading.RLock()
         self._numbers = itertools.count()
         self._slots: dict[int, Slot] = {}  # that are not final
         self._queue: list[AnyNode] = []
@@ -110,7 +111,7 @@ class Executor:
         return self._info
 
     @property
-    def lock(self) -> threading.Lock:
+    def lock(self) -> contextlib.AbstractContextManager[Any]:
         return self._lock
 
     # ---- growing (call with the lock held) ---------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -253,8 +254,8 @@ def begin(executor: Executor, scope: Scope) -> ProgramState:
 def watch_deadline(executor: Executor, scope: Scope) -> None:
     if scope.deadline_s is not None:
         janitor.start()
-        lease, late = executor.lease, DeadlineExceeded(after_s=scope.deadline_s)
-        janitor.at(time.monotonic() + scope.deadline_s, lambda: lease.fail(scope, late))
+        lease, of, late = executor.lease, weakref.ref(scope), DeadlineExceeded(after_s=scope.deadline_s)
+        janitor.at(time.monotonic() + scope.deadline_s, lambda: lease.fail(of, late))
 
 
 def checked_seed(seed: Any) -> int:

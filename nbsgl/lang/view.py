@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from nbsgl.errors import Aborted
+from nbsgl.errors import Aborted, StateFailed
 from nbsgl.lang.branch import Binding, Branch, Given, Item, Scope, Slot, failure, is_ready
 from nbsgl.protocol import BranchView, RunView, SegmentView, Select, Status
 
@@ -32,7 +32,7 @@ def run_view(root: Branch, shown: list[Branch]) -> RunView:
         prefill_cached=sum(r.prefill_cached for r in done) + sum(s.prefill_cached for s in selects),
         prefill_computed=sum(r.prefill_computed for r in done) + sum(s.prefill_computed for s in selects),
         generated=sum(slot.num_tokens for slot in slots.values()),
-        error=None if root.error is None else f"{type(root.error).__name__}: {root.error}",
+        error=_said(root.error),
     )
 
 
@@ -95,9 +95,15 @@ def _segment_view(item: Item, status: Status, began: float, is_own: bool) -> Seg
         queued_at=_since(item.sent_at, began),
         first_at=_since(item.first_at, began),
         ended_at=_since(item.ended_at, began),
-        error=None if item.error is None else f"{type(item.error).__name__}: {item.error}",
+        error=_said(item.error),
         **facts,
     )
+
+
+def _said(error: BaseException | None) -> str | None:
+    """The cause: where it happened is what the view shows anyway."""
+    cause = error.__cause__ or error if isinstance(error, StateFailed) else error
+    return None if cause is None else f"{type(cause).__name__}: {cause}"
 
 
 def _since(when: float | None, began: float) -> float | None:

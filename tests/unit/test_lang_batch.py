@@ -85,6 +85,21 @@ def test_the_generator_yields_each_as_soon_as_it_is_its_turn() -> None:
     fake.close()
 
 
+def test_a_generator_that_is_left_ends_the_rest(caplog) -> None:
+    fake = FakeBackend(delay_s=0.01)
+    states = echo.run_batch([{"a": i} for i in range(50)], backend=fake, generator_style=True)
+    first = next(states)
+    fake.delay_s = 30
+    del states
+    end = time.monotonic() + 2
+    while fake.alive and time.monotonic() < end:
+        time.sleep(0.01)
+    assert fake.alive == 0
+    assert first["x"] == "[x]"
+    assert caplog.records == []
+    fake.close()
+
+
 def test_num_threads_bounds_what_runs_at_a_time() -> None:
     fake = FakeBackend(delay_s=0.02)
     most = []
