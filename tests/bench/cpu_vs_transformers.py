@@ -173,7 +173,7 @@ def main() -> None:
             (Path(folder) / "config.json").write_text(json.dumps(QWEN_HALF_B))
             loaded = load(EngineConfig.of(model_path=folder, load_format="dummy", num_slots=4_096, **common))
             vocab = loaded.vocab_size
-            works = {1: make_work(1, vocab, (64, 64), (24, 24)), 16: make_work(16, vocab, (8, 64), (3, 48))}
+            works = {1: make_work(1, vocab, (64, 64), (24, 24)), 16: make_work(16, vocab, (8, 64), (2, 32))}
             rows += compare("random-0.5B", loaded, works, args.repeat)
     print(json.dumps({"bench": "cpu_vs_transformers", "threads": torch.get_num_threads(), "rows": rows}))
 
