@@ -278,6 +278,7 @@ def test_page_loaded_again_gets_the_whole_state(lab: Lab) -> None:
 
 
 def test_restarted_kernel_leaves_the_last_picture_and_says_so(lab: Lab) -> None:
+    lab.wait_until(lambda: state(lab, 5).get("nodes") == 401, "the tree to be back after the reload", 20)
     lab.restart()
     note = lab.cell(5).locator(".nb-note")
     lab.wait_until(lambda: note.count() and "restarted" in note.inner_text(), "the note", 10)

@@ -185,16 +185,17 @@ function channelOf(model, codec) {
   return entry;
 }
 
-// The module that a front end loads. `build(frame)` draws a body and returns {draw(state), text(state), keys?, help?,
-// status(state), facts(state), end?()}.
+// The module that a front end loads.  `build(frame)` fills `frame.body` and returns the picture:
+// {draw(state), text(state), status(state), facts(state, sinceMs), title?(state), key?(name), theme?(), inspect?(), help?}.
 export function viewModule(codec, build) {
   return {
     initialize({ model }) {
       return channelOf(model, codec).end;
     },
     render({ model, el }) {
-      const { channel } = channelOf(model, codec);
-      return mount(model, el, channel, build);
+      const frame = new Frame(model, el, channelOf(model, codec).channel);
+      frame.open(build(frame));
+      return () => frame.close();
     },
   };
 }
@@ -204,254 +205,290 @@ const HELP = [
   ["?", "show or hide this list"], ["t", "text view"], ["p", "pause drawing"], ["c", "copy as text"],
   ["x", "stop, where there is a stop button"], ["Esc", "leave"],
 ];
+const BUTTONS = [
+  ["stop", "stop this run (x)"], ["pause", "pause drawing (p)"], ["copy", "copy as text (c)"], ["text", "text view (t)"],
+];
+const CALM_MS = 250; // between two frames where the reader asked for less motion
+const TEXT_MS = 500; // the whole text is laid out anew each time
+const SAY_MS = 2000; // between two announcements to a screen reader
+const ACK_MS = 10000;
+const LAST_WORDS_MS = 1000;
+const QUIET_MS = 10000;
+const isGoing = (status) => status === "queued" || status === "running";
 
-function mount(model, el, channel, build) {
-  const title = make("b", { class: "nb-title" });
-  const word = make("span", { class: "nb-word" });
-  const facts = make("span", { class: "nb-facts" });
-  const note = make("span", { class: "nb-note" });
-  const live = make("span", { class: "nb-live", "aria-live": "polite" });
-  const button = (text, hint) => make("button", { type: "button", class: "nb-button", title: hint, tabindex: "-1", text });
-  const stop = button("stop", "stop this run (x)");
-  const pause = button("pause", "pause drawing (p)");
-  const copy = button("copy", "copy as text (c)");
-  const asText = button("text", "text view (t)");
-  const buttons = make("span", { class: "nb-buttons" }, stop, pause, copy, asText);
-  const head = make("div", { class: "nb-head" }, title, word, facts, note, buttons);
-  const body = make("div", { class: "nb-body" });
-  const plain = make("pre", { class: "nb-plain" });
-  const strip = make("div", { class: "nb-strip" });
-  const help = make("table", { class: "nb-help" });
-  const root = make("div", { class: "nbsgl", tabindex: "0", role: "group" }, head, help, body, plain, strip, live);
-  plain.hidden = help.hidden = true;
-  el.replaceChildren(root);
+// Header, body, text view, details strip; one tab stop.  Messages only change the channel's state; drawing happens here,
+// at most once per animation frame and never at width 0.
+class Frame {
+  constructor(model, el, channel) {
+    Object.assign(this, { model, el, channel });
+    this.calm = globalThis.matchMedia?.("(prefers-reduced-motion: reduce)").matches ?? false;
+    this.flags = { paused: false, text: false, visible: true, width: 0, frames: 0, error: null };
+    this.times = []; // of the last frames, ms
+    this.request = 0;
+    this.drawnAt = this.textAt = this.lostAt = -Infinity; // lostAt: the front end lost or replaced the model's connection
+    this.stopAt = null;
+    this.said = { status: "", at: -Infinity };
+    this.acked = { seq: -1, visible: true, at: -Infinity };
+    this.lay();
+  }
 
-  const view = {};
-  const flags = { paused: false, text: false, visible: true, width: 0, dirty: true, frames: 0, textAt: 0, error: null };
-  const times = []; // of the last frames, ms
-  const calm = globalThis.matchMedia?.("(prefers-reduced-motion: reduce)").matches ?? false;
-  let frame = 0;
-  let drawnAt = 0;
-  let stopAt = null;
-  let lostAt = -Infinity; // when the front end lost or replaced the connection of this model
-  let announced = "";
-  let announcedAt = 0;
+  lay() {
+    const parts = { title: "b", word: "span", facts: "span", note: "span", live: "span", body: "div", plain: "pre", strip: "div", help: "table" };
+    for (const [name, tag] of Object.entries(parts)) this[name] = make(tag, { class: `nb-${name}` });
+    this.buttons = Object.fromEntries(BUTTONS.map(([name, hint]) => {
+      const node = make("button", { type: "button", class: "nb-button", title: hint, tabindex: "-1", text: name });
+      node.addEventListener("click", () => this.act(name));
+      return [name, node];
+    }));
+    const row = make("span", { class: "nb-buttons" }, ...Object.values(this.buttons));
+    const head = make("div", { class: "nb-head" }, this.title, this.word, this.facts, this.note, row);
+    this.live.setAttribute("aria-live", "polite");
+    this.plain.hidden = this.help.hidden = true;
+    const all = [head, this.help, this.body, this.plain, this.strip, this.live];
+    this.root = make("div", { class: "nbsgl", tabindex: "0", role: "group" }, ...all);
+    this.root.addEventListener("keydown", (event) => this.onKey(event));
+    this.el.replaceChildren(this.root);
+  }
 
-  const want = () => {
-    flags.dirty = true;
-    if (!frame && flags.width > 0 && !(flags.paused && flags.frames)) frame = requestAnimationFrame(paint);
-  };
-  const frameApi = {
-    root, body, strip, want, calm,
-    send: (message) => post(model, message),
-    state: () => channel.state,
-    colour: (name) => colourOf(root, name),
-    hint: (text) => setText(strip, text),
-  };
+  // ---- for the picture ----
 
-  function paint(time) {
-    frame = 0;
-    if (calm && time - drawnAt < 250) {
-      frame = requestAnimationFrame(paint);
-      return;
-    }
-    drawnAt = time;
-    flags.dirty = false;
-    flags.frames += 1;
+  get state() {
+    return this.channel.state;
+  }
+
+  send(message) {
+    return post(this.model, message);
+  }
+
+  colour(name) {
+    return colourOf(this.root, name);
+  }
+
+  hint(text) {
+    setText(this.strip, text);
+  }
+
+  // Draw at the next animation frame.
+  want() {
+    const { width, paused, frames } = this.flags;
+    if (!this.request && width > 0 && !(paused && frames)) this.request = requestAnimationFrame((time) => this.paint(time));
+  }
+
+  // ---- drawing ----
+
+  paint(time) {
+    this.request = 0;
+    if (this.calm && time - this.drawnAt < CALM_MS) return this.want();
+    this.drawnAt = time;
+    this.flags.frames += 1;
     const began = performance.now();
-    guarded(() => {
-      header();
-      if (channel.state === null) return;
-      plain.hidden = !flags.text;
-      body.hidden = flags.text;
-      if (flags.text) drawText(time);
-      else view.draw(channel.state);
-    });
-    times.push(performance.now() - began);
-    if (times.length > 200) times.shift();
-  }
-
-  // The whole text is laid out anew each time, so twice a second must do.
-  function drawText(time) {
-    if (flags.frames > 1 && time - flags.textAt < 500) return;
-    flags.textAt = time;
-    setText(plain, visible(view.text(channel.state)));
-  }
-
-  // A view that throws shows its text and the error's line, never an empty box.
-  function guarded(work) {
     try {
-      work();
+      this.header();
+      if (this.state !== null) this.show(time);
     } catch (error) {
-      flags.error = String(error?.message ?? error);
-      setText(note, `cannot draw: ${flags.error}`);
-      plain.hidden = false;
-      body.hidden = true;
-      try {
-        if (channel.state !== null) setText(plain, visible(view.text(channel.state)));
-      } catch {
-        setText(plain, "");
-      }
+      this.fail(error, time);
+    }
+    this.times.push(performance.now() - began);
+    if (this.times.length > 200) this.times.shift();
+  }
+
+  show(time) {
+    this.plain.hidden = !this.flags.text;
+    this.body.hidden = this.flags.text;
+    if (!this.flags.text) this.picture.draw(this.state);
+    else if (time - this.textAt >= TEXT_MS) {
+      this.textAt = time;
+      setText(this.plain, visible(this.picture.text(this.state)));
     }
   }
 
-  function header() {
-    const state = channel.state;
-    const status = state === null ? "waiting" : view.status(state);
-    setText(title, visible(view.title?.(state) ?? model.get("title")));
-    setText(word, status);
-    word.dataset.status = status;
-    setText(facts, state === null ? "" : view.facts(state, Date.now() - channel.changedAt));
-    stop.hidden = !model.get("can_stop") || !["queued", "running"].includes(status);
-    if (flags.error === null) setText(note, silence(status));
-    if (status !== announced && Date.now() - announcedAt > 2000) {
-      announced = status;
-      announcedAt = Date.now();
-      setText(live, status);
+  // A picture that throws gives way to the text view and the error's line, never to an empty box.
+  fail(error, time) {
+    const first = this.flags.error === null;
+    this.flags.error = String(error?.message ?? error);
+    this.flags.text = true;
+    setText(this.note, `cannot draw: ${this.flags.error}`);
+    if (first && this.state !== null) this.show(time);
+  }
+
+  header() {
+    const { state, picture } = this;
+    const status = state === null ? "waiting" : picture.status(state);
+    setText(this.title, visible(picture.title?.(state) ?? this.model.get("title")));
+    setText(this.word, status);
+    this.word.dataset.status = status;
+    setText(this.facts, state === null ? "" : picture.facts(state, Date.now() - this.channel.changedAt));
+    this.buttons.stop.hidden = !this.model.get("can_stop") || !isGoing(status);
+    setText(this.buttons.pause, this.flags.paused ? "go on" : "pause");
+    setText(this.buttons.text, this.flags.text ? "picture" : "text");
+    if (this.flags.error === null) setText(this.note, this.remark(status));
+    if (status !== this.said.status && Date.now() - this.said.at > SAY_MS) {
+      this.said = { status, at: Date.now() };
+      setText(this.live, status);
     }
   }
 
-  function silence(status) {
-    if (stopAt !== null && ["queued", "running"].includes(status)) {
-      return Date.now() - stopAt > 1000 ? "stop will act when the cell ends" : "stopping";
+  // What a reader should know beside the status.
+  remark(status) {
+    const { heardAt } = this.channel;
+    if (this.stopAt !== null && isGoing(status)) {
+      return Date.now() - this.stopAt > 1000 ? "stop will act when the cell ends" : "stopping";
     }
-    if (model.get("status") === "reloaded") return "loaded again while it ran: `%sgl show` puts this picture in the file";
-    const over = model.get("status") !== "live" || !["queued", "running", "live"].includes(status);
-    if (over || channel.heardAt === null) return "";
-    if (lostAt > channel.heardAt) return "the kernel is gone or was restarted: this is its last picture";
-    const quiet = Date.now() - channel.heardAt;
-    return quiet > 10000 ? `no news from the kernel for ${Math.round(quiet / 1000)} s` : "";
+    const life = this.model.get("status");
+    if (life === "reloaded") return "loaded again while it ran: `%sgl show` puts this picture in the file";
+    if (life !== "live" || !(isGoing(status) || status === "live") || heardAt === null) return "";
+    if (this.isLost()) return "the kernel is gone or was restarted: this is its last picture";
+    const quiet = Date.now() - heardAt;
+    return quiet > QUIET_MS ? `no news from the kernel for ${Math.round(quiet / 1000)} s` : "";
+  }
+
+  // Whether the connection changed and nothing came since; what a dying kernel still said in the first second is no life.
+  isLost() {
+    const sinceMs = Date.now() - this.lostAt;
+    return sinceMs > 1.5 * LAST_WORDS_MS && sinceMs < Infinity && this.channel.heardAt < this.lostAt + LAST_WORDS_MS;
   }
 
   // ---- keys and buttons ----
 
-  const actions = {
-    stop() {
-      if (stop.hidden) return;
-      stopAt = post(model, { type: "stop" }) ? Date.now() : null;
-      if (stopAt === null) setText(strip, "the kernel cannot be reached");
-      want();
-    },
-    pause() {
-      flags.paused = !flags.paused;
-      setText(pause, flags.paused ? "go on" : "pause");
-      want();
-    },
-    copy() {
-      if (channel.state === null) return;
-      const done = navigator.clipboard?.writeText(view.text(channel.state));
-      if (!done) return setText(strip, "no clipboard here: use the text view");
-      done.then(() => setText(strip, "copied"), () => setText(strip, "the browser refused to copy: use the text view"));
-    },
-    text() {
-      flags.text = !flags.text;
-      setText(asText, flags.text ? "picture" : "text");
-      flags.frames = 0;
-      want();
-    },
-    help() {
-      help.hidden = !help.hidden;
-      if (help.hidden || help.childElementCount) return;
-      for (const [key, does] of [...HELP, ...(view.help ?? [])]) {
-        help.append(make("tr", {}, make("td", { class: "nb-key", text: key }), make("td", { text: does })));
-      }
-    },
-  };
-  for (const [node, name] of [[stop, "stop"], [pause, "pause"], [copy, "copy"], [asText, "text"]]) {
-    node.addEventListener("click", () => actions[name]());
+  act(name) {
+    if (name === "stop") this.stop();
+    else if (name === "copy") this.copy();
+    else if (name === "help") this.toggleHelp();
+    else {
+      const flag = { pause: "paused", text: "text" }[name];
+      this.flags[flag] = !this.flags[flag];
+      this.flags.frames = 0; // one frame even if paused
+      this.textAt = -Infinity;
+    }
+    this.want();
   }
-  const onKey = (event) => {
+
+  stop() {
+    if (this.buttons.stop.hidden) return;
+    this.stopAt = this.send({ type: "stop" }) ? Date.now() : null;
+    if (this.stopAt === null) this.hint("the kernel cannot be reached");
+  }
+
+  copy() {
+    if (this.state === null) return;
+    const done = navigator.clipboard?.writeText(this.picture.text(this.state)) ?? Promise.reject();
+    done.then(() => this.hint("copied"), () => this.hint("the browser refused to copy: use the text view"));
+  }
+
+  toggleHelp() {
+    this.help.hidden = !this.help.hidden;
+    if (this.help.childElementCount) return;
+    for (const [key, does] of [...HELP, ...(this.picture.help ?? [])]) {
+      this.help.append(make("tr", {}, make("td", { class: "nb-key", text: key }), make("td", { text: does })));
+    }
+  }
+
+  onKey(event) {
     event.stopPropagation(); // else the notebook's command mode eats it
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const typing = event.target instanceof HTMLInputElement;
-    if (event.key === "Escape") {
-      if (typing) root.focus();
-      else root.blur();
-      return event.preventDefault();
-    }
-    if (typing) return;
-    const name = KEYS[event.key];
-    if (event.target instanceof HTMLButtonElement && ["Enter", " "].includes(event.key)) return;
-    if (name) actions[name]();
-    else if (!view.key?.(event.key)) return;
+    const pressing = event.target instanceof HTMLButtonElement && ["Enter", " "].includes(event.key);
+    if (event.key === "Escape") (typing ? this.root.focus() : this.root.blur());
+    else if (typing || pressing) return;
+    else if (KEYS[event.key]) this.act(KEYS[event.key]);
+    else if (!this.picture.key?.(event.key)) return;
     event.preventDefault();
-  };
-  root.addEventListener("keydown", onKey);
+  }
 
   // ---- the road in and out ----
 
-  Object.assign(view, build(frameApi));
-  const onNews = () => want();
-  const onTrait = () => {
-    if (model.get("final_seq") > channel.seq) channel.lost();
-    want();
-  };
-  const onComm = () => {
-    lostAt = Date.now();
-    setTimeout(want, 50);
-  };
-  channel.listeners.add(onNews);
-  model.on("comm_live_update", onComm);
-  model.on("change:final_seq", onTrait);
-  model.on("change:status", onTrait);
-  const sized = new ResizeObserver(([entry]) => {
-    flags.width = entry.contentRect.width;
-    view.resize?.(flags.width);
-    want();
-  });
-  sized.observe(root);
-  const seen = new IntersectionObserver(([entry]) => {
-    flags.visible = entry.isIntersecting;
-    ack();
-  });
-  seen.observe(root);
-  const themed = new MutationObserver(() => {
-    view.theme?.();
-    want();
-  });
-  themed.observe(document.body, { attributes: true, attributeFilter: ["class", "data-jp-theme-name", "data-jp-theme-light"] });
+  open(picture) {
+    this.picture = picture;
+    this.exits = [...this.listen(), ...this.observe(), this.greet(), this.tick()];
+    this.el.nbsgl = {
+      times: () => [...this.times].sort((a, b) => a - b),
+      state: () => ({ ...this.flags, ...this.account(), ...picture.inspect?.() }),
+      text: () => (this.state === null ? "" : picture.text(this.state)),
+    };
+    this.want();
+  }
+
+  account() {
+    const { seq, gaps, state } = this.channel;
+    return { seq, gaps, status: this.word.textContent, data: state };
+  }
+
+  close() {
+    cancelAnimationFrame(this.request);
+    this.request = -1; // nothing asked for from here on is drawn
+    for (const exit of this.exits) exit();
+    delete this.el.nbsgl;
+  }
+
+  listen() {
+    const onNews = () => this.want();
+    const onTrait = () => {
+      this.catchUp();
+      this.want();
+    };
+    const onComm = () => {
+      this.lostAt = Date.now();
+      this.want();
+    };
+    const events = { "change:final_seq": onTrait, "change:status": onTrait, comm_live_update: onComm };
+    this.channel.listeners.add(onNews);
+    for (const [name, does] of Object.entries(events)) this.model.on(name, does);
+    return [
+      () => this.channel.listeners.delete(onNews),
+      ...Object.entries(events).map(([name, does]) => () => this.model.off(name, does)),
+    ];
+  }
+
+  observe() {
+    const sized = new ResizeObserver(([entry]) => {
+      this.flags.width = entry.contentRect.width;
+      this.want();
+    });
+    const seen = new IntersectionObserver(([entry]) => {
+      this.flags.visible = entry.isIntersecting;
+      this.ack();
+    });
+    const themed = new MutationObserver(() => {
+      this.picture.theme?.();
+      this.want();
+    });
+    sized.observe(this.root);
+    seen.observe(this.root);
+    themed.observe(document.body, { attributeFilter: ["class", "data-jp-theme-name", "data-jp-theme-light"] });
+    return [sized, seen, themed].map((observer) => () => observer.disconnect());
+  }
+
+  // Says hello until something comes back: the first one may be lost.
+  greet() {
+    let left = HELLOS;
+    const timer = setInterval(() => {
+      if (this.channel.heardAt !== null || left-- <= 0) clearInterval(timer);
+      else this.channel.hello();
+    }, RETRY_MS);
+    this.channel.hello();
+    return () => clearInterval(timer);
+  }
+
+  tick() {
+    const timer = setInterval(() => {
+      if (this.model.get("status") === "live" && !this.isLost()) this.ack();
+      this.catchUp();
+      this.want(); // the clock
+    }, 1000);
+    return () => clearInterval(timer);
+  }
+
+  // The end is a trait, which is not lost even if the last messages were.
+  catchUp() {
+    if (this.state !== null && this.channel.seq < this.model.get("final_seq")) this.channel.lost();
+  }
 
   // Once a second while something changes, else every 10 s: each message makes the kernel busy for a moment.
-  let acked = { seq: -1, visible: true, at: -Infinity };
-  const ack = () => {
-    const next = { seq: channel.seq, visible: flags.visible && !document.hidden, at: Date.now() };
-    if (next.seq === acked.seq && next.visible === acked.visible && next.at - acked.at < 10000) return;
-    acked = next;
-    post(model, { type: "ack", seq: next.seq, visible: next.visible });
-  };
-  let hellos = 0;
-  const greet = () => {
-    const answered = channel.heardAt !== null && hellos > 0;
-    if (answered || hellos++ >= HELLOS) return clearInterval(greeting);
-    channel.hello();
-  };
-  const greeting = setInterval(greet, RETRY_MS);
-  greet();
-  const second = setInterval(() => {
-    if (model.get("status") === "live" && !(lostAt > channel.heardAt)) ack();
-    if (channel.state !== null && channel.seq < model.get("final_seq")) channel.lost();
-    want(); // the clock
-  }, 1000);
-
-  el.nbsgl = {
-    times: () => [...times].sort((a, b) => a - b),
-    state: () => ({ ...flags, seq: channel.seq, gaps: channel.gaps, status: word.textContent, data: channel.state, ...view.inspect?.() }),
-    text: () => (channel.state === null ? "" : view.text(channel.state)),
-    act: (name) => actions[name](),
-  };
-  want();
-
-  return () => {
-    clearInterval(greeting);
-    clearInterval(second);
-    cancelAnimationFrame(frame);
-    for (const observer of [sized, seen, themed]) observer.disconnect();
-    channel.listeners.delete(onNews);
-    model.off("change:final_seq", onTrait);
-    model.off("change:status", onTrait);
-    model.off("comm_live_update", onComm);
-    root.removeEventListener("keydown", onKey);
-    view.end?.();
-    delete el.nbsgl;
-  };
+  ack() {
+    const next = { seq: this.channel.seq, visible: this.flags.visible && !document.hidden, at: Date.now() };
+    const { seq, visible: seen, at } = this.acked;
+    if (next.seq === seq && next.visible === seen && next.at - at < ACK_MS) return;
+    this.acked = next;
+    this.send({ type: "ack", seq: next.seq, visible: next.visible });
+  }
 }

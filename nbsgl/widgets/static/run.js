@@ -299,7 +299,7 @@ function buildRun(frame) {
   }
 
   function key(name) {
-    const ids = frame.state()?.branches.map((b) => b.id) ?? [];
+    const ids = frame.state?.branches.map((b) => b.id) ?? [];
     const step = { ArrowDown: 1, ArrowRight: 1, ArrowUp: -1, ArrowLeft: -1 }[name];
     if (name === "f") for (const lane of drawn.values()) lane.follow = true;
     else if (step && ids.length) {

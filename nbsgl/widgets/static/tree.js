@@ -323,7 +323,7 @@ function buildTree(frame) {
 
   // Left and right along the path, up and down among what lies in the same column.
   function key(name) {
-    const state = frame.state();
+    const state = frame.state;
     if (!state || !cache.forest) return false;
     const node = state.nodes.get(at);
     const kin = node ? cache.forest.children.get(node.parent) ?? cache.forest.roots : [];
@@ -351,7 +351,7 @@ function buildTree(frame) {
       ["arrows", "parent, first child, siblings"], ["Enter", "zoom into the node (or double click)"],
       ["Backspace", "zoom out"], ["/", "find text"],
     ],
-    inspect: () => ({ boxes: cache.boxes.length, nodes: frame.state()?.nodes.size ?? 0, zoom: [...zoom], at }),
+    inspect: () => ({ boxes: cache.boxes.length, nodes: frame.state?.nodes.size ?? 0, zoom: [...zoom], at }),
   };
 }
 
