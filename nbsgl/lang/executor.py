@@ -386,9 +386,9 @@ class Executor:
             is_last = not self.branches
             wanted = not is_last and self._is_wanted(branch)
             lost = [] if wanted or is_last else [slot for slot in branch.own_slots() if not slot.is_final]
-            for slot in lost:
-                slot.end("aborted", errors.Aborted(by="nobody: the state was dropped"))
-                self._slots.pop(slot.number, None)
+            if lost and branch.error is None:
+                branch.error = dropped = errors.Aborted(by="nobody: the state was dropped")
+                self._end_slots(branch, dropped)
             self.close_branch(branch)
             only_closes = all(isinstance(node, Close) for node in self._queue)
             run = self.lease.run

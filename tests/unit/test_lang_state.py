@@ -367,3 +367,13 @@ def test_the_view_shows_segments_with_roles_status_and_totals(s, backend) -> Non
     assert (view.generated, view.prefill_cached, view.prefill_computed) == (3, 1, 8)
     chosen = view.branches[1].segments[0]
     assert (chosen.kind, chosen.chosen, chosen.text, chosen.scores) == ("select", 0, "p", (-1.0, -2.0))
+
+
+def test_a_dropped_fork_stays_in_the_view(s, backend) -> None:
+    backend.delay_s = 30
+    f = s.fork(1)
+    f += "b" + sgl.gen("x")
+    s.executor.flush()
+    del f
+    until(lambda: backend.alive == 0)
+    assert [branch.status for branch in s.run_view().branches] == ["done", "aborted"]
