@@ -272,7 +272,8 @@ def render(
     request = json.dumps({"template": template, "names": names, "conversations": list(conversations)})
     root = str(Path(__file__).resolve().parents[2])
     kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "TZ") if name in os.environ}
-    environment = {**kept, "PYTHONPATH": root, "PYTHONDONTWRITEBYTECODE": "1"}
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    environment = {**kept, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
     try:
         helper = subprocess.run(
             [sys.executable, "-m", "nbsgl.engine.templates"],
@@ -289,6 +290,7 @@ def render(
         answer = json.loads(helper.stdout)
     except ValueError:
         ended = f"the helper ended with {helper.returncode}"
+        logger.error("template helper: %s", helper.stderr[-2000:].decode("utf-8", "replace"))
         raise _too_much(what, f"rendering was stopped ({ended})", f"{MAX_MEMORY_BYTES >> 20} MiB, 5 s") from None
     if "limit" in answer:
         raise _too_much(what, answer["reason"], answer["limit"])
@@ -313,9 +315,18 @@ def _limit_resources() -> None:
         import resource
     except ImportError:  # not a POSIX system: the clock alone has to do
         return
-    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
+    most = _address_space_bytes() + MAX_MEMORY_BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
     resource.setrlimit(resource.RLIMIT_CPU, (int(TIMEOUT_S), int(TIMEOUT_S)))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _address_space_bytes() -> int:
+    """What the interpreter itself has mapped by now: it differs from machine to machine.  0 where nobody tells."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return 0
 
 
 class _TooLong(Exception):
