@@ -37,8 +37,8 @@ def one_line(text: str, limit: int) -> str:
 
 def plural(n: int, word: str) -> str:
     """`1 branch`, `3 branches`, `1,204 tokens`."""
-    ending = "es" if word.endswith("ch") else "s"
-    return f"{n:,} {word}" + ("" if n == 1 else ending)
+    many = {"branch": "branches", "child": "children"}.get(word, f"{word}s")
+    return f"{n:,} {word if n == 1 else many}"
 
 
 # ---- a run -----------------------------------------------------------------------------------------------------------
@@ -240,9 +240,7 @@ def _tree_lines(forest: Forest, kin: list[TreeNode], indent: str, depth: int, li
         lines.append(f"{indent}{label} · " + " · ".join(fact for fact in facts if fact))
         inner = forest.children.get(node.id, [])
         if inner and depth >= TREE_DEPTH:
-            lines.append(
-                f"{indent}  … {plural(len(inner), 'child').replace('childs', 'children')}, {below:,} tokens below"
-            )
+            lines.append(f"{indent}  … {plural(len(inner), 'child')}, {plural(below, 'token')} below")
         else:
             _tree_lines(forest, inner, f"{indent}  ", depth + 1, lines)
 
