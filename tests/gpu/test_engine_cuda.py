@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -59,4 +60,5 @@ def test_grammar_and_select_on_cuda(runtime: None) -> None:
 
     with Engine(keep=0) as engine:
         state = both.run(backend=engine)
-        assert (state["city"], state["legs"]) == ("Rome", "8")
+        assert state["city"] == "Rome"
+        assert re.fullmatch("[0-9]{1,2}", state["legs"])
