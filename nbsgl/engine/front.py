@@ -465,7 +465,8 @@ class Front:
             error = self.supervisor.ensure()
             then(None, error) if error is not None else then(True)
 
-        self.supervisor.end(why, go_on)
+        # only when everybody has heard of the old worker's end: else that would pass for the new one's
+        self.supervisor.end(why, lambda: self.room.after(lambda: self.loop.call(go_on)))
 
     def _ask_stop(self, client: Client, is_forced: bool, then: Callable[..., None]) -> None:
         others = sum(other.pid != client.pid for other in self.clients.values())

@@ -296,6 +296,7 @@ class Link:
         if self._monitor is not None and self._socket is not None:
             self.loop.unwatch(self._monitor)
             self._socket.disable_monitor()
+            self._monitor.close(0)
             self._monitor = None
         if self._socket is not None:
             self.loop.unwatch(self._socket)

@@ -20,7 +20,7 @@ from nbsgl.engine.graph import GraphRunner
 from nbsgl.engine.segments import Ready, ToWorker, Update
 from nbsgl.engine.templates import role_formats
 from nbsgl.engine.text import TextCodec
-from nbsgl.errors import EngineDied, NbsglError
+from nbsgl.errors import EngineDied, EngineHung, NbsglError
 from nbsgl.protocol import AnyEvent, AnyNode, ModelInfo
 
 logger = logging.getLogger("nbsgl")
@@ -82,9 +82,9 @@ class TextRoom:
         """Fail what is under way; `lost` then tells how much that was."""
         self._orders.put((self._died, (epoch, error)))
 
-    def snapshot_text(self, then: Callable[[TextCodec | None], None]) -> None:
-        """Call `then` with the codec, on this thread."""
-        self._orders.put((lambda: then(self._graph.codec if self._graph else None), ()))
+    def after(self, then: Callable[[], None]) -> None:
+        """Call `then`, on this thread, when all orders given so far are carried out."""
+        self._orders.put((then, ()))
 
     # ---- the thread --------------------------------------------------------------------------------------------------
 
@@ -205,9 +205,9 @@ class TextRoom:
         if self._graph is not None:
             lost += self._graph.num_unfinished
         if isinstance(error, EngineDied):
-            error = type(error)(
-                **{name: getattr(error, name) for name in error.fields} | {"lost": lost}, hint=error.hint
-            )
+            values = {name: getattr(error, name) for name in error.fields} | {"lost": lost}
+            message = error.message if isinstance(error, EngineHung) else ""  # else made anew, with the number
+            error = type(error)(message, **values, hint=error.hint)
         if self._graph is not None:
             self._graph.worker_died(error)
         held, self._held = self._held, []
