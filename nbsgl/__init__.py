@@ -24,7 +24,8 @@ _PLACES = {
         "assistant_begin assistant_end image video separate_reasoning"
     ),
     "nbsgl.lang.program": "function state SglFunction",
-    "nbsgl.lang.state": "ProgramState ProgramStateGroup",
+    "nbsgl.lang.state": "ProgramState",
+    "nbsgl.lang.group": "ProgramStateGroup",
     "nbsgl.lang.choices": (
         "ChoicesDecision ChoicesSamplingMethod token_length_normalized greedy_token_selection "
         "unconditional_likelihood_normalized"

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from nbsgl.errors import DeadlineExceeded, ParameterError, ProgramError, Unsupported
+from nbsgl.lang.block import StateBlock
 from nbsgl.lang.branch import Scope
 from nbsgl.lang.default import default
 from nbsgl.lang.executor import Executor
 from nbsgl.lang.ir import caller
 from nbsgl.lang.janitor import janitor
 from nbsgl.lang.params import ALIASES, NAMES, checked
-from nbsgl.lang.state import ProgramState, StateBlock
+from nbsgl.lang.state import ProgramState
 
 logger = logging.getLogger("nbsgl")
 

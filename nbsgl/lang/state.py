@@ -1,4 +1,4 @@
-"""`ProgramState`: the running value of a program, the `s` of its body; `ProgramStateGroup`: its forks.
+"""`ProgramState`: the running value of a program, the `s` of its body.
 
 `s += ...` only queues.  A *demand* (`s["x"]`, `text()`, `messages()`, `sync()`, `error()`, `get_meta_info()`, a stream)
 sends everything queued in the run and waits for what it asked for.
@@ -10,7 +10,8 @@ import hashlib
 import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn, overload
+from functools import partial
+from typing import Any, NoReturn
 
 from nbsgl.errors import (
     Aborted,
@@ -38,13 +39,14 @@ from nbsgl.lang.branch import (
     is_ready,
 )
 from nbsgl.lang.executor import TICK_S, Executor
+from nbsgl.lang.group import ProgramStateGroup
 from nbsgl.lang.ir import Expr, GenExpr, RoleBegin, RoleEnd, SelectExpr, TextExpr, parts, refuse_mark
 from nbsgl.lang.janitor import janitor
 from nbsgl.lang.meta import meta_info
 from nbsgl.lang.params import resolve
 from nbsgl.lang.streams import AsyncWaiter, Cursor
 from nbsgl.lang.view import run_view
-from nbsgl.protocol import Append, Choose, Gen, ModelInfo, RunView, Select, Text
+from nbsgl.protocol import Choose, Gen, ModelInfo, RunView, Select, Text
 
 _INSTEAD = {
     "stream_executor": "s.text(), s.messages(), s[name], s.get_meta_info(name)",
@@ -351,15 +353,7 @@ class ProgramState:
         cursor = Cursor(self, var_name, whole=var_name is None)
         while not cursor.is_at_end:
             found: list[str] = []
-
-            def has_news(found: list[str] = found) -> bool:
-                if not found and not cursor.is_at_end:
-                    text = cursor.read()
-                    if text:
-                        found.append(text)
-                return bool(found) or cursor.is_at_end
-
-            self._demand(has_news)
+            self._demand(partial(cursor.has_news, found))
             yield from found
         if cursor.error is not None:
             self._raise(cursor.error)
@@ -371,15 +365,7 @@ class ProgramState:
         cursor = Cursor(self, var_name, whole=var_name is None)
         while not cursor.is_at_end:
             found: list[str] = []
-
-            def has_news(found: list[str] = found) -> bool:
-                if not found and not cursor.is_at_end:
-                    text = cursor.read()
-                    if text:
-                        found.append(text)
-                return bool(found) or cursor.is_at_end
-
-            await self._async_wait(has_news)
+            await self._async_wait(partial(cursor.has_news, found))
             for text in found:
                 yield (text, cursor.meta()) if return_meta_data else text
         if cursor.error is not None:
@@ -556,87 +542,6 @@ class ProgramState:
         raise AttributeError(f"ProgramState has no attribute {name!r}.{instead}")
 
 
-class ProgramStateGroup:
-    """The forks of a state."""
-
-    def __init__(self, states: list[ProgramState], parent: ProgramState) -> None:
-        self.states, self._parent = states, parent
-
-    def __len__(self) -> int:
-        return len(self.states)
-
-    def __iter__(self) -> Iterator[ProgramState]:
-        return iter(self.states)
-
-    @overload
-    def __getitem__(self, index: int) -> ProgramState: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[ProgramState]: ...
-    def __getitem__(self, index: int | slice) -> ProgramState | list[ProgramState]:
-        return self.states[index]
-
-    def __setitem__(self, index: int, state: ProgramState) -> None:
-        """For `group[i] += ...`, which binds the state it had again."""
-        if self.states[index] is not state:
-            raise ProgramError("A group's states cannot be replaced.", hint="Write `group[i] += ...`.")
-
-    def __iadd__(self, other: Any) -> ProgramStateGroup:
-        """A string or hole goes to all; of a list each gets one; a function is called with each index."""
-        if isinstance(other, (list, tuple)):
-            if len(other) < len(self.states):
-                raise IndexError(f"{len(self.states)} forks, but only {len(other)} expressions")
-            each = list(other)
-        elif callable(other) and not isinstance(other, Expr):
-            each = [other(i) for i in range(len(self.states))]
-        else:
-            each = [other] * len(self.states)
-        for i, expr in enumerate(each[: len(self.states)]):
-            self.states[i] += expr
-        return self
-
-    def join(self, mode: str = "gather_variable", on_error: str = "raise") -> None:
-        """Bring the children's results to the parent; they stay readable and take nothing more.
-
-        "gather_variable": each name the parent lacks becomes a list by child.  "concate_and_append": each child's
-        text since the fork is appended, as tokens.  Waits for nothing.  A failed child makes the lists fail, or with
-        `on_error="keep"` leaves its error in them.
-        """
-        if mode not in ("gather_variable", "concate_and_append"):
-            raise ParameterError(name="mode", value=mode, allowed='"gather_variable" or "concate_and_append"')
-        if on_error not in ("raise", "keep"):
-            raise ParameterError(name="on_error", value=on_error, allowed='"raise" or "keep"')
-        executor, parent = self._parent.executor, self._parent.branch
-        with executor.lock:
-            self._parent._check_open()
-            if mode == "gather_variable":
-                self._gather(parent, on_error == "keep")
-            else:
-                self._append(executor, parent)
-            for state in self.states:
-                executor.close_branch(state.branch)
-
-    def _gather(self, parent: Branch, keeps_errors: bool) -> None:
-        found: dict[str | None, list[tuple[int, Binding]]] = {}
-        for i, state in enumerate(self.states):
-            for name, binding in state.branch.bindings.items():
-                if name not in parent.bindings:
-                    found.setdefault(name, []).append((i, binding))
-        for name, children in found.items():
-            parent.bindings[name] = Gathered(children, keeps_errors)
-
-    def _append(self, executor: Executor, parent: Branch) -> None:
-        for state in self.states:
-            child = state.branch
-            if child.role != parent.role:
-                raise RoleError(f"A child ends inside {child.role}, the parent stands inside {parent.role}.")
-        for state in self.states:
-            child = state.branch
-            parent.items.extend(child.items[child.inherited :])
-            executor.queue(parent, Append(branch=parent.number, source=child.number))
-            if child.error is not None and parent.error is None:
-                parent.error = child.error
-
-
 def _descends(branch: Branch | None, ancestor: Branch) -> bool:
     while branch is not None:
         if branch is ancestor:
@@ -650,46 +555,3 @@ def _note_failed(error: BaseException, binding: Gathered) -> None:
     note = f"Failed children of this join: {failed}"
     if note not in getattr(error, "__notes__", ()):
         error.add_note(note)
-
-
-class StateBlock:
-    """`with state() as s:`: a program written in place.  Leaving the block sends and waits; an exception aborts."""
-
-    def __init__(self, begin: Callable[[], ProgramState]) -> None:
-        self._begin = begin
-        self._state: ProgramState | None = None
-
-    def __enter__(self) -> ProgramState:
-        self._state = self._begin()
-        return self._state
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
-        state, self._state = self._state, None
-        if state is None:
-            raise ProgramError("The block was left before it was entered.")
-        if error is not None:
-            state.end_body(error)
-            return
-        try:
-            state.end_body()
-            wait_for_program(state)
-        except BaseException as stopped:
-            state.end_body(stopped)
-            raise
-
-
-def wait_for_program(state: ProgramState) -> None:
-    """Wait for all branches of the state's program; raises a failure that nobody has seen yet."""
-    executor, scope = state.executor, state.branch.scope
-
-    def mine() -> list[Branch]:
-        return [branch for branch in executor.branches.values() if branch.scope is scope]
-
-    state._demand(lambda: all(branch.error is not None or branch.is_done for branch in mine()))
-    with executor.lock:
-        failed = [(branch, branch.error) for branch in mine() if branch.error is not None]
-    seen = {id(error) for branch, error in failed if branch.is_error_seen}
-    for branch, error in failed:
-        was_asked_for = isinstance(error, Aborted) and branch is not state.branch
-        if id(error) not in seen and not was_asked_for:
-            state._raise(error)

@@ -30,6 +30,12 @@ class Cursor:
         """The text that has come since; "" if there is none yet (see `is_at_end`)."""
         return self._read_state() if self._whole else self._read_variable()
 
+    def has_news(self, found: list[str]) -> bool:
+        """Put what has come into the empty list `found`; True if something has, or nothing can come any more."""
+        if not found and not self.is_at_end and (text := self.read()):
+            found.append(text)
+        return bool(found) or self.is_at_end
+
     def _read_state(self) -> str:
         branch = self._state.branch
         out: list[str] = []

@@ -21,7 +21,7 @@ QUICKSTART = ROOT / "notebooks" / "01_quickstart.ipynb"
 # Runs a script, then prints every variable of every state it made, in order.
 RUNNER = """
 import json, runpy, sys
-from nbsgl.lang.state import StateBlock
+from nbsgl.lang.block import StateBlock
 made, enter = [], StateBlock.__enter__
 StateBlock.__enter__ = lambda block: made.append(enter(block)) or made[-1]
 runpy.run_path(sys.argv[1])

@@ -169,7 +169,7 @@ def test_gen_takes_all_positions_of_sglang(backend) -> None:
         {"choices": ["a"], "regex": "a"},
         {"name": 3},
     ],
-    ids=str,
+    ids=lambda given: "-".join(given),
 )
 def test_gen_checks_every_value_at_its_line(wrong) -> None:
     with pytest.raises(ParameterError):
