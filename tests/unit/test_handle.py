@@ -1,0 +1,141 @@
+"""What `generate` makes of SGLang's arguments, without an engine."""
+
+from __future__ import annotations
+
+import pytest
+
+from nbsgl.engine.generate import Request, requests, sampling
+from nbsgl.errors import Aborted, ParameterError, Unsupported, encode
+from nbsgl.protocol import (
+    BranchFailed,
+    Chunk,
+    Close,
+    Finish,
+    Gen,
+    GenDone,
+    GenResult,
+    Logprobs,
+    Root,
+    SamplingParams,
+    Text,
+    Tokens,
+    pack_ids,
+)
+
+
+def made(prompt: object = None, params: object = None, ids: object = None, *, stream: bool = False, **others: object):
+    return requests(prompt, params, ids, stream, dict(others))
+
+
+def test_sglangs_names_become_ours() -> None:
+    params, grammar = sampling(
+        {"max_new_tokens": 5, "min_new_tokens": 1, "stop": "x", "sampling_seed": 3, "logit_bias": {"7": 1.5}}
+    )
+    assert params == SamplingParams(max_tokens=5, min_tokens=1, stop=("x",), seed=3, logit_bias={7: 1.5})
+    assert grammar is None
+
+
+def test_a_grammar_is_a_regex_or_a_schema() -> None:
+    _, grammar = sampling({"json_schema": {"type": "object"}})
+    assert grammar is not None
+    assert (grammar.kind, grammar.text) == ("json_schema", '{"type": "object"}')
+    with pytest.raises(ParameterError):
+        sampling({"json_schema": "{}", "regex": "a"})
+
+
+def test_unknown_names_are_refused_with_the_known() -> None:
+    with pytest.raises(ParameterError, match="max_new_tokens"):
+        sampling({"max_new_token": 5})
+    with pytest.raises(ParameterError, match="promt"):
+        made("a", promt="b")
+
+
+def test_what_cannot_be_honoured_is_unsupported() -> None:
+    assert sampling({"skip_special_tokens": True, "ebnf": None})[0] == SamplingParams()
+    for params in ({"skip_special_tokens": False}, {"ebnf": "root ::= 'a'"}, {"no_stop_trim": True}):
+        with pytest.raises(Unsupported):
+            sampling(params)
+    with pytest.raises(Unsupported):
+        made("a", image_data="x")
+    with pytest.raises(Unsupported):
+        made("a", {"n": 2}, stream=True)
+
+
+def test_a_prompt_is_a_branch() -> None:
+    [request], is_single = made("Hi", {"max_new_tokens": 2})
+    assert is_single
+    assert request.nodes == [
+        Root(branch=0),
+        Text(branch=0, text="Hi", parse_special=True),
+        Gen(branch=0, slot=0, params=SamplingParams(max_tokens=2)),
+        Close(branch=0),
+    ]
+
+
+def test_lists_spread_their_settings() -> None:
+    both, is_single = made(ids=[[1, 2], [3]], params=[{"n": 2}, None], return_logprob=[True, False])
+    assert not is_single
+    assert both[1].nodes[1] == Tokens(branch=1, ids=pack_ids([3]))
+    assert [request.params.n for request in both] == [2, 1]
+    assert [request.params.return_logprob for request in both] == [True, False]
+    with pytest.raises(ParameterError, match="sampling_params"):
+        made(["a", "b"], [{}])
+
+
+def test_one_of_prompt_and_ids() -> None:
+    with pytest.raises(ParameterError):
+        made()
+    with pytest.raises(ParameterError):
+        made("a", ids=[1])
+    assert made(ids=[1, 2])[1]
+
+
+def result(text: str = "ab") -> GenResult:
+    return GenResult(
+        text=text,
+        ids=pack_ids([5, 6]),
+        finish=Finish(type="stop", matched="x"),
+        prompt_tokens=3,
+        cached_tokens=1,
+        completion_tokens=2,
+        e2e_s=0.5,
+        output_logprobs=Logprobs(tokens=[(-1.0, 5, "a"), (-2.0, 6, "b")]),
+    )
+
+
+def test_an_answer_has_sglangs_shape() -> None:
+    [request], _ = made("Hi", return_logprob=True)
+    assert request.take(GenDone(branch=0, slot=0, results=[result()])) is None
+    assert request.answers == [
+        {
+            "text": "ab",
+            "output_ids": [5, 6],
+            "meta_info": {
+                "id": request.id,
+                "finish_reason": {"type": "stop", "matched": "x"},
+                "prompt_tokens": 3,
+                "completion_tokens": 2,
+                "cached_tokens": 1,
+                "e2e_latency": 0.5,
+                "input_token_logprobs": [],
+                "output_token_logprobs": [(-1.0, 5, None), (-2.0, 6, None)],
+            },
+        }
+    ]
+
+
+def test_a_stream_is_cumulative_and_ends_with_the_answer() -> None:
+    [request], _ = made("Hi", stream=True)
+    assert isinstance(request, Request)
+    first = request.take(Chunk(branch=0, slot=0, text="a", ids=pack_ids([5])))
+    second = request.take(Chunk(branch=0, slot=0, text="b", ids=pack_ids([6])))
+    last = request.take(GenDone(branch=0, slot=0, results=[result()]))
+    assert [part["text"] for part in (first, second, last) if part] == ["a", "ab", "ab"]
+    assert last is not None
+    assert last["meta_info"]["finish_reason"] == {"type": "stop", "matched": "x"}
+
+
+def test_a_failure_is_raised() -> None:
+    [request], _ = made("Hi")
+    with pytest.raises(Aborted):
+        request.take(BranchFailed(branch=0, slot=0, error=encode(Aborted(by="x"))))
