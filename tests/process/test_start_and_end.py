@@ -138,6 +138,7 @@ def test_forked_child_does_not_keep_engine(home: Path, make: Make) -> None:
     end(process)
     until(lambda: found.status()["clients"] == 1, 3.0)
     assert found.front_pid == front
+    os.killpg(process.pid, signal.SIGKILL)  # the forked copy
 
 
 def test_lingering_engine_exits(home: Path, make: Make) -> None:
