@@ -14,6 +14,7 @@ from nbsgl.engine.attention import create_attention
 from nbsgl.engine.config import EngineConfig
 from nbsgl.engine.device import check_weights_fit, choose_device, choose_dtype, plan_slots, set_num_threads
 from nbsgl.engine.kv_cache import KVCache
+from nbsgl.engine.layers.linear import can_pack
 from nbsgl.engine.layers.rope import Rope
 from nbsgl.engine.model_config import ModelConfig, read_model_config
 from nbsgl.engine.models.decoder import Decoder
@@ -158,18 +159,20 @@ def load_decoder(
     device: torch.device,
     progress: Progress,
 ) -> Decoder:
-    """The model with its weights; files are found and checked before memory is taken."""
+    """The model with its weights, packed; files are found and checked before memory is taken."""
     declared = Decoder(model_config, dtype, torch.device("meta"))
     entries = None
     if config.load_format != "dummy":
         entries = weights.read_entries(weights.find_files(folder))
         weights.check(entries, dict(declared.parameters()), is_tied=model_config.tie_embeddings)
-    check_weights_fit(declared.num_bytes, device)
+    packed_head = declared.embedding.nbytes if model_config.tie_embeddings and can_pack(device, dtype) else 0
+    check_weights_fit(declared.num_bytes + packed_head, device)
     model = Decoder(model_config, dtype, device)
     if entries is None:
         weights.fill_dummy(dict(model.parameters()), config.random_seed or 0, progress)
     else:
         weights.load(entries, dict(model.parameters()), progress)
+    model.pack()
     return model
 
 

@@ -97,10 +97,10 @@ def test_wrong_missing_and_extra_tensors(folder: Path) -> None:
 
 
 def test_half_precision_is_converted(folder: Path) -> None:
-    exact = load_small(folder).runner.model.layers[1].down.weight
+    exact = load_small(folder).runner.model.layers[1].down.plain()
     edit(folder, lambda t: t.update({name: x.bfloat16() for name, x in t.items()}))
-    assert torch.equal(load_small(folder).runner.model.layers[1].down.weight, exact.bfloat16().float())
-    assert load_small(folder, dtype="bfloat16").runner.model.layers[1].down.weight.dtype is torch.bfloat16
+    assert torch.equal(load_small(folder).runner.model.layers[1].down.plain(), exact.bfloat16().float())
+    assert load_small(folder, dtype="bfloat16").runner.model.layers[1].down.plain().dtype is torch.bfloat16
 
 
 @pytest.mark.parametrize(

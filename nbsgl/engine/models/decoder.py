@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nbsgl.engine.attention import AttentionBackend
-from nbsgl.engine.layers.linear import Linear, linear
+from nbsgl.engine.layers.linear import Linear
 from nbsgl.engine.layers.norm import rms_norm
 from nbsgl.engine.layers.rope import Rope, rotate
 from nbsgl.engine.model_config import ModelConfig
@@ -45,7 +45,9 @@ class Decoder:
         self.embedding = self._empty(config.vocab_size, config.hidden_size)
         self.layers = [self._make_layer() for _ in range(config.num_layers)]
         self.norm = self._empty(config.hidden_size)
-        self.head = self.embedding if config.tie_embeddings else self._empty(config.vocab_size, config.hidden_size)
+        tied = self.embedding if config.tie_embeddings else None
+        self.head = Linear(self._empty(config.vocab_size, config.hidden_size) if tied is None else tied)
+        self.num_parameters = sum(tensor.numel() for _, tensor in self.parameters())
 
     def _empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self.dtype, device=self.device)
@@ -67,13 +69,16 @@ class Decoder:
         )
 
     def parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """(name in a checkpoint, where it goes): the places are views, contiguous, of the fused weights."""
+        """(name in a checkpoint, where it goes): the places are views, contiguous, of the fused weights.
+
+        After `pack` those of the matrices are copies.
+        """
         yield "model.embed_tokens.weight", self.embedding
         for idx, layer in enumerate(self.layers):
             yield from self._layer_parameters(f"model.layers.{idx}.", layer)
         yield "model.norm.weight", self.norm
         if not self.config.tie_embeddings:
-            yield "lm_head.weight", self.head
+            yield "lm_head.weight", self.head.plain()
 
     def _layer_parameters(self, prefix: str, layer: Layer) -> Iterator[tuple[str, Tensor]]:
         yield prefix + "input_layernorm.weight", layer.input_norm
@@ -88,9 +93,15 @@ class Decoder:
             yield prefix + "self_attn.q_norm.weight", layer.q_norm
             yield prefix + "self_attn.k_norm.weight", layer.k_norm
 
-    @property
-    def num_parameters(self) -> int:
-        return sum(tensor.numel() for _, tensor in self.parameters())
+    def pack(self) -> None:
+        """Lay the matrices out for the CPU's kernels, once all weights are in place.
+
+        A tied head becomes a copy of the embedding, which stays as it is for lookups.
+        """
+        for layer in self.layers:
+            for matrix in (layer.qkv, layer.o, layer.gate_up, layer.down):
+                matrix.pack()
+        self.head.pack()
 
     @property
     def num_bytes(self) -> int:
@@ -127,11 +138,11 @@ class Decoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 logits `[rows, vocab]` of hidden states `[rows, hidden]`."""
-        return linear(rms_norm(hidden, self.norm, self.config.rms_eps), self.head).float()
+        return self.head(rms_norm(hidden, self.norm, self.config.rms_eps)).float()
 
 
 def _split(prefix: str, names: tuple[str, ...], linear: Linear, sizes: list[int]) -> Iterator[tuple[str, Tensor]]:
-    for name, weight in zip(names, linear.weight.split(sizes)):
+    for name, weight in zip(names, linear.plain().split(sizes)):
         yield f"{prefix}{name}.weight", weight
     if linear.bias is not None:
         for name, bias in zip(names, linear.bias.split(sizes)):
