@@ -11,7 +11,7 @@ import queue
 import sys
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
@@ -288,10 +288,10 @@ class Engine(Generation):
         if self._is_closed:
             return
         if self._link.state != "none":
-            ended = self._when_front_ends()
-            with contextlib.suppress(EngineError):
-                self._ask("stop", force=force)
-            self._wait_quietly(ended, END_S)
+            with self._front_end() as ended:
+                with contextlib.suppress(EngineError):
+                    self._ask("stop", force=force)
+                self._wait_quietly(ended, END_S)
         self.close()
 
     def close(self) -> None:
@@ -300,15 +300,15 @@ class Engine(Generation):
             return
         self._is_closed = True
         atexit.unregister(self._at_exit)
-        ended = self._when_front_ends()
-        bye: Future[bool] = Future()
-        self._loop.call(self._leave, bye)
-        is_ending = self._wait_quietly(bye, BYE_S)
-        closed: Future[None] = Future()
-        self._loop.call(self._let_go, closed)
-        self._wait_quietly(closed, BYE_S)
-        if is_ending:
-            self._wait_quietly(ended, END_S)
+        with self._front_end() as ended:
+            bye: Future[bool] = Future()
+            self._loop.call(self._leave, bye)
+            is_ending = self._wait_quietly(bye, BYE_S)
+            closed: Future[None] = Future()
+            self._loop.call(self._let_go, closed)
+            self._wait_quietly(closed, BYE_S)
+            if is_ending:
+                self._wait_quietly(ended, END_S)
 
     def shutdown(self) -> None:
         """The same as `close`, as SGLang names it."""
@@ -367,18 +367,24 @@ class Engine(Generation):
         self._loop.call(self._send_question, future, what, args)
         return self._wait(future, timeout)
 
-    def _when_front_ends(self) -> Future[None]:
+    @contextlib.contextmanager
+    def _front_end(self) -> Iterator[Future[None]]:
+        """A future that is done when the front's process has ended; watched only within the `with`."""
         future: Future[None] = Future()
+        watches: list[PidWatch] = []
 
         def watch() -> None:
             pid = self._link.front_pid or (self._link.child.pid if self._link.child else None)
             if pid is None:
                 future.set_result(None)
             else:
-                PidWatch(self._loop, pid, lambda: future.set_result(None))
+                watches.append(PidWatch(self._loop, pid, lambda: future.set_result(None)))
 
         self._loop.call(watch)
-        return future
+        try:
+            yield future
+        finally:
+            self._loop.call(lambda: [one.close() for one in watches])
 
     # ---- on the I/O thread -------------------------------------------------------------------------------------------
 

@@ -130,6 +130,7 @@ def main() -> None:
     if "slow-load" in words:
         time.sleep(30)
     if "abort-at-load" in words:
+        time.sleep(0.3)  # for the message before to leave
         os.abort()
     if "fail-at-load" in words:
         error = errors.ModelNotFound(file="x", field="model_path", value="x", allowed="a folder")

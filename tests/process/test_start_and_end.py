@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from nbsgl.engine.handle import Engine
@@ -237,3 +238,23 @@ def test_front_knows_no_torch(make: Make) -> None:
     maps = Path(f"/proc/{engine.front_pid}/maps").read_text()
     assert "libtorch" not in maps
     assert "tokenizers" in maps  # so it was the right process
+
+
+def test_handles_leave_no_descriptors_and_threads(make: Make) -> None:
+    keeper = make()
+    assert keeper.info
+    me = psutil.Process()
+
+    def open_and_close() -> tuple[int, int]:
+        engine = make()
+        Program(engine).wait()
+        engine.close()
+        return me.num_fds(), me.num_threads()
+
+    first = [open_and_close() for _ in range(5)][-1]
+    last = [open_and_close() for _ in range(30)][-1]
+    assert last[0] <= first[0] + 1
+    assert last[1] <= first[1]
+    front = psutil.Process(keeper.front_pid)
+    until(lambda: keeper.status()["clients"] == 1)
+    assert front.num_fds() < 60
