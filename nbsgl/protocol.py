@@ -42,9 +42,29 @@ def unpack_ids(data: bytes) -> list[int]:
 # ---- sampling --------------------------------------------------------------------------------------------------------
 
 
+_GOOD = {
+    "max_tokens": "128",
+    "min_tokens": "0",
+    "n": "1",
+    "temperature": "0.7",
+    "top_p": "0.9",
+    "top_k": "40",
+    "min_p": "0.05",
+    "frequency_penalty": "0.5",
+    "presence_penalty": "0.5",
+    "repetition_penalty": "1.1",
+    "stop": '["\\n"]',
+    "stop_token_ids": "[2]",
+    "logit_bias": "{42: -100}",
+    "seed": "1",
+    "logprob_start_len": "0",
+    "top_logprobs_num": "5",
+}
+
+
 def _check(ok: bool, name: str, value: object, allowed: str) -> None:
     if not ok:
-        raise ParameterError(name=name, value=value, allowed=allowed, hint=f"For example: {name}=... ({allowed}).")
+        raise ParameterError(name=name, value=value, allowed=allowed, hint=f"For example {name}={_GOOD[name]}.")
 
 
 def _is_number(value: object) -> bool:
