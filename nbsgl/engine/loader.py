@@ -51,7 +51,7 @@ class LoadedModel:
     eos_ids: tuple[int, ...]
 
 
-def resolve_model(path: str) -> Path:
+def resolve_model(path: str, progress: Progress = lambda fraction, note: None) -> Path:
     """The model's folder: "embedded", a local folder, else a hub name (downloaded).  ModelNotFound otherwise."""
     if path == "embedded":
         folder = EMBEDDED
@@ -70,7 +70,7 @@ def resolve_model(path: str) -> Path:
         )
     from nbsgl.engine.hub import download
 
-    return download(path)
+    return download(path, progress)
 
 
 def load(config: EngineConfig, *, progress: Progress = lambda fraction, note: None) -> LoadedModel:
@@ -79,7 +79,7 @@ def load(config: EngineConfig, *, progress: Progress = lambda fraction, note: No
     `progress(fraction, note)` is called as the weights come.  Raises ModelError's children for the model's files,
     ParameterError for settings that do not fit it, EngineStartFailed(stage="memory") if it does not fit the device.
     """
-    folder = resolve_model(config.model_path)
+    folder = resolve_model(config.model_path, progress)
     model_config = read_model_config(folder)
     context_length = choose_context(config.context_length, model_config)
     choice = choose_device(config.device)
