@@ -241,7 +241,7 @@ def _token_text(vocab: Any) -> Callable[[list[int]], str]:
     def text_of(ids: list[int]) -> str:
         if vocab is None:
             return " ".join(map(str, ids))
-        return vocab.bytes_of(ids).decode("utf-8", "replace")
+        return vocab.shown(ids)
 
     return text_of
 

@@ -9,6 +9,7 @@ import argparse
 import difflib
 import shlex
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn
 
 from nbsgl.errors import UsageError
@@ -72,7 +73,12 @@ class LineParser(argparse.ArgumentParser):
     """An argument parser that raises `LineError` instead of ending the process."""
 
     def error(self, message: str) -> NoReturn:
-        raise LineError(f"{self.prog}: {message}.", hint=self.format_usage().strip())
+        unknown = message.removeprefix("unrecognized arguments: ").split()[0]
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        close = difflib.get_close_matches(unknown, flags, n=1, cutoff=0.7)
+        usage = " ".join(self.format_usage().split())
+        hint = f"Did you mean {close[0]}? `{self.prog} --help` lists all." if close else f"{usage}."
+        raise LineError(f"{self.prog}: {message}.", hint=hint)
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,13 @@ class Command:
     options: tuple[Option, ...] = ()
 
     def parser(self) -> LineParser:
-        parser = LineParser(prog=f"%sgl {self.name}", description=self.help, add_help=False, allow_abbrev=False)
+        parser = LineParser(
+            prog=f"%sgl {self.name}",
+            description=f"{self.help[0].upper()}{self.help[1:]}.",
+            formatter_class=partial(argparse.HelpFormatter, width=100, max_help_position=28),
+            add_help=False,
+            allow_abbrev=False,
+        )
         for option in self.options:
             parser.add_argument(*option.flags, **option.settings)
         return parser
@@ -124,9 +136,15 @@ COMMANDS = {
 }
 
 
-def cell_parser() -> LineParser:
-    """The parser of a `%%sgl` line, for tools that have no IPython."""
-    parser = LineParser(prog="%%sgl", add_help=False, allow_abbrev=False)
+def cell_parser(description: str = "") -> LineParser:
+    """The parser of a `%%sgl` line."""
+    parser = LineParser(
+        prog="%%sgl",
+        description=description,
+        formatter_class=partial(argparse.RawDescriptionHelpFormatter, width=100, max_help_position=28),
+        add_help=False,
+        allow_abbrev=False,
+    )
     for option in CELL_OPTIONS:
         parser.add_argument(*option.flags, **option.settings)
     return parser

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import asyncio
 import contextvars
 import inspect
 import keyword
@@ -13,17 +12,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from types import CodeType
+from pathlib import Path
+from types import CodeType, TracebackType
 from typing import Any
 
 import nbsgl
 from nbsgl.errors import NbsglError, ProgramError, UsageError
 from nbsgl.magics.args import sampling_defaults
 from nbsgl.magics.display import CellView, in_kernel
-from nbsgl.magics.runs import Run
+from nbsgl.magics.runs import STOPS, Run
 from nbsgl.magics.session import Session
-
-STOPS = (KeyboardInterrupt, asyncio.CancelledError)
 
 
 @dataclass(frozen=True)
@@ -149,8 +147,8 @@ def _foreground(
         if isinstance(error, STOPS):
             run.stop()
         run.end(error)
-        if isinstance(error, (NbsglError, *STOPS)):
-            shorten(error, body.statements.co_filename)
+        view.error_below = str(error) or type(error).__name__
+        shorten(error, body.statements.co_filename, session.shell)
         raise
     else:
         run.end()
@@ -186,27 +184,49 @@ def _background(
     return run
 
 
-def shorten(error: BaseException, filename: str) -> None:
-    """Cut the traceback behind the last line of the cell: what lies below is ours, and no help to its reader.
+def shorten(error: BaseException, filename: str, shell: Any) -> None:
+    """Have IPython show the error from the cell's own line on, without the magic above it.
 
-    An error of ours that no line of the cell raised (a gen that nobody read has failed) is shown as its message alone.
+    Of an error of ours, and of the stop button, what lies below the cell's last line is ours too, and is cut; one that
+    no line of the cell raised (a gen that nobody read has failed) is shown as its message alone.
     """
-    last = None
-    place = error.__traceback__
-    while place is not None:
-        if place.tb_frame.f_code.co_filename == filename:
-            last = place
-        place = place.tb_next
-    if last is not None:
-        last.tb_next = None
-    elif isinstance(error, NbsglError):
+    places = [place for place in _places(error.__traceback__) if place.tb_frame.f_code.co_filename == filename]
+    if not isinstance(error, (NbsglError, *STOPS)):
+        if places:
+            _show_from(error, places[0], shell)
+        return
+    if isinstance(error, NbsglError) and _is_ours(error.__cause__):
+        error.__cause__, error.__suppress_context__ = None, True
+    if places:
+        places[-1].tb_next = None
+        _show_from(error, places[0], shell)
+    else:
         plainly(error)
 
 
-def plainly(error: NbsglError) -> NbsglError:
+def _places(traceback: TracebackType | None) -> Iterator[TracebackType]:
+    while traceback is not None:
+        yield traceback
+        traceback = traceback.tb_next
+
+
+def _is_ours(cause: BaseException | None) -> bool:
+    """Whether the cause was raised inside nbsgl: then the error's own message has said it."""
+    if cause is None or cause.__traceback__ is None:
+        return cause is not None
+    return Path(cause.__traceback__.tb_frame.f_code.co_filename).is_relative_to(Path(nbsgl.__file__).parent)
+
+
+def _show_from(error: BaseException, place: TracebackType, shell: Any) -> None:
+    draw = getattr(shell, "InteractiveTB", None)
+    if draw is not None:
+        error.__dict__["_render_traceback_"] = lambda: draw.structured_traceback(type(error), error, place)
+
+
+def plainly(error: BaseException) -> BaseException:
     """Have IPython show the error as its message, without a traceback."""
-    text = f"{type(error).__name__}: {error}"
-    error.__dict__["_render_traceback_"] = text.splitlines  # the hook that IPython asks for
+    words = str(error) or ("the run was ended; the engine and its cache go on." if isinstance(error, STOPS) else "")
+    error.__dict__["_render_traceback_"] = f"{type(error).__name__}: {words}".splitlines  # the hook IPython asks for
     return error
 
 

@@ -19,6 +19,8 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
+import msgspec
+
 from nbsgl.errors import UsageError
 from nbsgl.protocol import RunView
 
@@ -55,10 +57,10 @@ def rung(shell: Any) -> str:
 
 
 def totals(view: RunView) -> str:
-    """The facts of a run in one line: where its prompt tokens came from, what it made, how long it took."""
-    prompt = f"prompt: {view.prefill_cached:,} tokens cached, {view.prefill_computed:,} computed"
-    status = "" if view.status == "done" else f"{view.status} · "
-    return f"{status}{prompt} · {view.generated:,} generated · {view.elapsed_s:.2f} s"
+    """The last line of a run's text: where its prompt tokens came from; empty while nothing was prefilled."""
+    from nbsgl.widgets.text import prompt_facts
+
+    return prompt_facts(view)
 
 
 def bundle(plain: str, page: str | None = None) -> dict[str, str]:
@@ -73,15 +75,22 @@ def frozen(view: RunView) -> dict[str, str]:
 
     line = totals(view)
     text = run_text(view)
-    plain = text if line in text else f"{text.rstrip()}\n{line}"
+    plain = f"{text.rstrip()}\n{line}".rstrip()
     try:
-        page = run_html(view)
+        return bundle(plain, run_html(view))
     except Exception:  # the picture of a run must never hide the run's own error
         logger.exception("run_html failed; showing text")
         return bundle(plain)
-    if line not in page:
-        page += f'<div style="color:#777;margin-top:4px">{html.escape(line)}</div>'
-    return bundle(plain, page)
+
+
+def without_error(view: RunView, shown: str) -> RunView:
+    """The run without its error, and without those of its holes that `shown` holds word for word."""
+    replace = msgspec.structs.replace
+    branches = []
+    for branch in view.branches:
+        segments = [replace(s, error=None) if s.error and s.error in shown else s for s in branch.segments]
+        branches.append(replace(branch, segments=segments))
+    return replace(view, error=None, branches=branches)
 
 
 def show(shell: Any, data: dict[str, Any]) -> None:
@@ -102,6 +111,7 @@ class CellView:
     ) -> None:
         self.source = source
         self.on_stop = on_stop
+        self.error_below: str | None = None  # what Jupyter shows under the picture, which then need not repeat it
         self.shell = shell
         self.rung = {"none": "none", "text": "text"}.get(kind) or rung(shell)
         self.text_only = self.rung == "text"
@@ -147,7 +157,8 @@ class CellView:
         return {key: value for key, value in (data or {}).items() if key.startswith("application/")}
 
     def _picture(self) -> dict[str, str]:
-        data = frozen(self.source())
+        view = self.source()
+        data = frozen(view if self.error_below is None else without_error(view, self.error_below))
         return {"text/plain": data["text/plain"]} if self.text_only else data
 
     def _tick(self) -> None:

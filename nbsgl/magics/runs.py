@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from typing import Any
 
 from nbsgl.protocol import RunView, Status
+
+STOPS = (KeyboardInterrupt, asyncio.CancelledError)  # what the stop button raises
 
 
 class Run:
@@ -70,11 +73,12 @@ class Run:
         view = _titled(self._state.run_view(), self.name)
         status: Status = view.status
         if error is not None:
-            status = "aborted" if self._stopped or isinstance(error, KeyboardInterrupt) else "failed"
+            status = "aborted" if self._stopped or isinstance(error, STOPS) else "failed"
         elif status in ("queued", "running"):
             status = "done"
         shown = None if error is None else f"{type(error).__name__}: {error}".rstrip(": ")
-        self._view = _replace(view, status=status, error=view.error or shown)
+        # that it was aborted says the status
+        self._view = _replace(view, status=status, error=None if status == "aborted" else view.error or shown)
         if has_reader:
             self._error = error
         else:

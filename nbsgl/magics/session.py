@@ -6,11 +6,13 @@ import itertools
 import logging
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import nbsgl
 from nbsgl.engine.runtime import EngineRecord, list_engines
-from nbsgl.errors import EngineNotRunning, NbsglError, UsageError
+from nbsgl.errors import EngineMismatch, EngineNotRunning, ModelNotFound, NbsglError, UsageError
 from nbsgl.lang.default import default
 from nbsgl.magics.display import bundle, in_kernel, say
 from nbsgl.magics.export import Cell, export_cells
@@ -22,6 +24,7 @@ from nbsgl.protocol import Backend, RunView
 logger = logging.getLogger("nbsgl")
 
 MAX_RUNS = 100  # finished runs kept for `%sgl show`
+PHASES = {"spawn": "starting its process", "load": "loading the model", "warmup": "warming up"}
 
 
 class Session:
@@ -47,7 +50,7 @@ class Session:
                 return default.resolve()  # set to None by the user: `NoBackend` says how to set one
             return self.start("embedded")
         if model not in self._engines:
-            with Progress(self.shell, f"starting the engine of {model}") as progress:
+            with Progress(self.shell, f"starting the engine of {model}") as progress, notebook_hints():
                 self._engines[model] = nbsgl.Engine(model, on_progress=progress.step)
                 progress.done(_greeting(self._engines[model]))
         return self._engines[model]
@@ -55,7 +58,7 @@ class Session:
     def start(self, model: str, **settings: Any) -> Backend:
         """Start an engine or find the running one, make it the default, and say which it is."""
         before = nbsgl.get_default_backend()
-        with Progress(self.shell, f"starting the engine of {model}") as progress:
+        with Progress(self.shell, f"starting the engine of {model}") as progress, notebook_hints():
             engine: Backend = nbsgl.start(model, on_progress=progress.step, **settings)
             progress.done(_greeting(engine, "engine is running" if engine is before else ""))
         return engine
@@ -156,7 +159,8 @@ class Progress:
     def step(self, phase: str, progress: float | None = None, note: str = "") -> None:
         """Called by the engine's handle with the phase it is in, how much of it is done (0..1), and a remark."""
         share = "" if progress is None else f" {progress:.0%}"
-        self._show(f"{self.title}: {phase}{share}{f', {note}' if note else ''} ({self._seconds():.0f} s)")
+        words = f"{PHASES.get(phase, phase)}{share}{f', {note}' if note else ''}"
+        self._show(f"{self.title}: {words} ({self._seconds():.0f} s)")
 
     def done(self, text: str) -> None:
         self._show(f"{text} · {self._seconds():.1f} s")
@@ -176,6 +180,19 @@ class Progress:
             self._handle.display(bundle(text), raw=True)
         else:
             self._handle.update(bundle(text), raw=True)
+
+
+@contextmanager
+def notebook_hints() -> Iterator[None]:
+    """Let an engine that does not start name the line to type in a notebook, not the call to write in a program."""
+    try:
+        yield
+    except EngineMismatch as error:
+        error.hint = "`%sgl stop` ends that engine, then run this again; `%%sgl --model MODEL` uses a second one."
+        raise
+    except ModelNotFound as error:
+        error.hint = error.hint.replace("model_path='embedded'", "`%sgl start embedded`")
+        raise
 
 
 def _found(record: EngineRecord) -> str:

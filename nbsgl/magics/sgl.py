@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class, no_var_expand
-from IPython.core.magic_arguments import argument, magic_arguments
 
 import nbsgl
 from nbsgl.errors import NbsglError
-from nbsgl.magics.args import CELL_OPTIONS, COMMANDS, LineError, overview, parse_command, split_line
+from nbsgl.magics.args import COMMANDS, LineError, cell_parser, overview, parse_command, split_line
 from nbsgl.magics.cell import compile_body, plainly, prepare
 from nbsgl.magics.display import bundle, frozen, say, show
 from nbsgl.magics.session import Session
@@ -19,9 +20,9 @@ from nbsgl.magics.session import Session
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _cell_options(function: F) -> F:
-    for option in reversed(CELL_OPTIONS):
-        function = argument(*option.flags, **option.settings)(function)
+def _with_options(function: F) -> F:
+    """Give the docstring, which `%%sgl?` shows, the usage before it and the options behind it."""
+    function.__doc__ = cell_parser(inspect.cleandoc(function.__doc__ or "")).format_help()
     return function
 
 
@@ -41,9 +42,8 @@ class SglMagics(Magics):  # type: ignore[misc]
     # ---- cells -------------------------------------------------------------------------------------------------------
 
     @no_var_expand  # type: ignore[untyped-decorator]
-    @magic_arguments("%sgl")  # type: ignore[untyped-decorator]
-    @_cell_options
     @cell_magic("sgl")  # type: ignore[untyped-decorator]
+    @_with_options
     def run_program(self, line: str, cell: str) -> Any:
         """Run the cell as a program on the engine, and show its text as it is generated.
 
@@ -61,8 +61,8 @@ class SglMagics(Magics):  # type: ignore[misc]
         if {"-h", "--help"} & set(line.split()):
             say(str(SglMagics.run_program.__doc__))
             return None
-        args = SglMagics.run_program.parser.parse_args(split_line(line))
         try:
+            args = cell_parser().parse_args(split_line(line))
             body = compile_body(self.shell, line, cell, self.raw_cell, self.number)
             program = prepare(self.session, args, body)
         except NbsglError as error:
@@ -115,9 +115,7 @@ class SglMagics(Magics):  # type: ignore[misc]
     def _tree(self, args: Any) -> Any:
         engine = self.session.engine()
         if args.live:
-            from nbsgl.widgets import TreeWidget
-
-            return TreeWidget(lambda: engine.snapshot(tree=True))
+            return _live_tree(engine)
         from nbsgl.widgets import tree_html, tree_text
 
         snapshot = engine.snapshot(tree=True)
@@ -128,11 +126,13 @@ class SglMagics(Magics):  # type: ignore[misc]
         show(self.shell, frozen(self.session.run(args.run).view()))
 
     def _runs(self, args: Any) -> None:
+        from nbsgl.magics.info import table
+
         rows = []
         for run in self.session.runs.values():
             view = run.view()
-            rows.append(f"{run.name}  {view.status}  {view.generated:,} tokens generated  {view.elapsed_s:.1f} s")
-        say("\n".join(rows) or "No runs yet.")
+            rows.append((run.name, f"{view.status:<8} {view.generated:>7,} tokens generated {view.elapsed_s:>7.1f} s"))
+        say(table(rows) if rows else "No runs yet.")
 
     def _abort(self, args: Any) -> None:
         ended = self.session.abort(args.run)
@@ -166,6 +166,25 @@ class SglMagics(Magics):  # type: ignore[misc]
         text = self.session.export()
         path.write_text(text, encoding="utf-8")
         say(f"written: {path} ({text.count(chr(10))} lines); run it with `python {path}`")
+
+
+def _live_tree(engine: Any) -> Any:
+    """A tree that follows the engine; when the engine is gone, it stays as it was last seen."""
+    from nbsgl.widgets import TreeWidget
+
+    last = engine.snapshot(tree=True)
+
+    def source() -> Any:
+        nonlocal last
+        try:
+            last = engine.snapshot(tree=True)
+        except NbsglError:
+            # on a thread of its own: this one is the pump's, which asks here
+            threading.Thread(target=widget.finish, name="nbsgl-tree-end", daemon=True).start()
+        return last
+
+    widget = TreeWidget(source)
+    return widget
 
 
 def _lines(log: Any) -> list[str]:

@@ -11,7 +11,8 @@ def status_rows(snapshot: EngineSnapshot) -> list[tuple[str, str]]:
     """Pairs of what and its value, in the order to show them."""
     s, info = snapshot, snapshot.info
     size = f" · {info.num_parameters / 1e6:,.1f}M parameters" if info.num_parameters else ""
-    why = f" ({info.device_reason})" if info.device_reason else ""
+    reason = info.device_reason.removeprefix(f"{info.device}: ") if info.device_reason else ""
+    why = f" ({reason})" if reason else ""
     used = s.slots_total - s.slots_free
     share = used / s.slots_total if s.slots_total else 0.0
     pool = f"{used:,} of {s.slots_total:,} slots in use ({share:.0%}) · {s.slots_owned:,} by running requests"
@@ -32,8 +33,8 @@ def status_rows(snapshot: EngineSnapshot) -> list[tuple[str, str]]:
         rows.append(("quarantine", f"{s.slots_quarantined:,} slots"))
     if s.retractions:
         rows.append(("retractions", f"{s.retractions:,}"))
-    rows += [(name, f"{value:,}") for name, value in sorted(s.counters.items()) if value]
-    return rows
+    counters = [f"{name} {value:,}" for name, value in sorted(s.counters.items()) if value]
+    return [*rows, ("counters", " · ".join(counters))] if counters else rows
 
 
 def html_table(rows: list[tuple[str, str]]) -> str:

@@ -18,6 +18,8 @@ from nbsgl.widgets.text import (
     node_flags,
     one_line,
     plural,
+    prompt_facts,
+    reached,
     repr_text,
     run_facts,
     run_text,
@@ -54,6 +56,8 @@ CELL = "padding:1px 10px 1px 0;text-align:left;vertical-align:top"
 LABEL = "font-size:11px;letter-spacing:.03em"
 
 # What is left of a picture when it would be too large: (characters per text, branches, choices and variables).
+PROMPT_CHARS = 3_000  # of a prompt's text, which its writer knows already
+OPEN_BRANCHES = 5  # a run of so few shows them all at once, forks side by side
 SIZES = ((20_000, 64, 64), (6_000, 64, 64), (2_000, 40, 32), (600, 24, 16), (200, 16, 8), (60, 6, 4))
 
 
@@ -108,7 +112,10 @@ def fitted(draw: Callable[[int, int, int], str], fallback: str) -> str:
 
 
 def run_html(view: RunView) -> str:
-    """The run as one box: facts, cache bar, a `<details>` per branch (the first open), variables.  At most 64 kB."""
+    """The run as one box: facts, branches (each in a `<details>` if there are several), variables, cache bar.
+
+    At most 64 kB.
+    """
     words = "This run is too large for a picture; its text form is complete."
     facts = f'<div style="{BOX}">{_facts(view)}<div>{words}</div></div>'
     return fitted(lambda chars, branches, rows: _run_page(view, chars, branches, rows), facts)
@@ -116,14 +123,17 @@ def run_html(view: RunView) -> str:
 
 def _run_page(view: RunView, chars: int, max_branches: int, max_rows: int) -> str:
     shown = view.branches[:max_branches]
-    parts = [_facts(view), _cache_line(view)]
+    parts = [_facts(view)]
     if view.error:
         parts.append(f'<pre style="{PRE};border-left:4px solid {VERMILION}">{badge("failed", "error")} ')
         parts.append(f"{esc(shorten(view.error, chars))}</pre>")
-    parts += [_branch(branch, i == 0, chars, max_rows) for i, branch in enumerate(shown)]
+    parts += _branches(shown, chars, max_rows)
     if len(view.branches) > len(shown):
         parts.append(f"<div>… {plural(len(view.branches) - len(shown), 'branch')} more in the text form</div>")
-    parts.append(_variables(view.variables, chars, max_rows))
+    # a variable of the only branch is the text of its hole, which stands above already
+    named = {segment.name for segment in shown[0].segments} if len(view.branches) == 1 else set()
+    left = {name: text for name, text in view.variables.items() if name not in named}
+    parts += [_variables(left, chars, max_rows), _cache_line(view)]
     return f'<div style="{BOX}">{"".join(parts)}</div>'
 
 
@@ -137,19 +147,34 @@ def _cache_line(view: RunView) -> str:
     if not prompt:
         return ""
     share = view.prefill_cached / prompt
-    words = f"{badge('cached')} {view.prefill_cached:,} · {badge('computed')} {view.prefill_computed:,} prompt tokens"
-    picture = bar([("cached", share), ("computed", 1 - share)])
-    return f'<div style="margin:3px 0">{picture} {words} · {share:.0%} cached</div>'
+    picture = bar([("cached", share), ("computed", 1 - share)], 120)
+    return f'<div style="margin-top:4px;{LABEL}">{prompt_facts(view)} {picture} {share:.0%} cached</div>'
 
 
-def _branch(branch: BranchView, is_open: bool, chars: int, max_rows: int) -> str:
+def _branches(branches: Sequence[BranchView], chars: int, max_rows: int) -> list[str]:
+    """One branch as it is; a few all open, the forks of the first side by side; of many, the first open."""
+    if len(branches) == 1:
+        return [f'<div style="margin:4px 0">{_body(branches[0], chars, max_rows)}</div>']
+    if len(branches) > OPEN_BRANCHES:
+        return [_branch(branch, i == 0, chars, max_rows) for i, branch in enumerate(branches)]
+    style = "display:inline-block;vertical-align:top;margin:4px 24px 4px 0;max-width:100%"
+    return [_branch(b, True, chars, max_rows, "margin:4px 0" if b.parent is None else style) for b in branches]
+
+
+def _branch(branch: BranchView, is_open: bool, chars: int, max_rows: int, style: str = "margin:4px 0") -> str:
     tokens = sum(segment.num_tokens for segment in branch.segments if segment.kind == "gen")
-    origin = "" if branch.parent is None else f" from branch {branch.parent} after {plural(branch.fork_at, 'segment')}"
-    words = f"branch {branch.id}{esc(origin)} · {plural(tokens, 'token')} generated"
+    origin = f" from branch {branch.parent}" if branch.parent else ""  # of the first branch's forks it goes unsaid
+    words = f"branch {branch.id}{esc(origin)} · {plural(tokens, 'token')}"
     summary = f'<summary style="cursor:pointer">{words} · {badge(branch.status)}</summary>'
-    body = "".join(_segment(segment, chars, max_rows) for segment in _merged(branch.segments))
+    body = _body(branch, chars, max_rows)
     opened = " open" if is_open else ""
-    return f'<details{opened} style="margin:4px 0">{summary}<div style="margin:4px 0 4px 12px">{body}</div></details>'
+    return f'<details{opened} style="{style}">{summary}<div style="margin:4px 0 4px 12px">{body}</div></details>'
+
+
+def _body(branch: BranchView, chars: int, max_rows: int) -> str:
+    segments, left = reached(branch)
+    body = "".join(_segment(segment, chars, max_rows) for segment in _merged(segments))
+    return body + (f'<div style="{LABEL}">… {plural(left, "hole")} not reached</div>' if left else "")
 
 
 def _merged(segments: Sequence[SegmentView]) -> list[SegmentView]:
@@ -164,10 +189,11 @@ def _segment(segment: SegmentView, chars: int, max_rows: int) -> str:
     who = f"{esc(one_line(segment.role, 40))} · " if segment.role else ""
     if segment.kind == "forced":
         label = f'<div style="{LABEL}">{who}prompt{mark}</div>' if segment.role or note else ""
-        return f'{label}<pre style="{FORCED}">{esc(shorten(segment.text, chars))}</pre>'
+        return f'{label}<pre style="{FORCED}">{esc(shorten(segment.text, min(chars, PROMPT_CHARS)))}</pre>'
     name = f"{who}<b>{esc(one_line(segment.name or segment.kind, 60))}</b>"
     what = "selected" if segment.kind == "select" else "generated"
-    label = f'<div style="{LABEL}">{name} · {what} · {plural(segment.num_tokens, "token")}{mark}</div>'
+    size = f" · {plural(segment.num_tokens, 'token')}" if segment.num_tokens else ""
+    label = f'<div style="{LABEL}">{name} · {what}{size}{mark}</div>'
     text = f'<pre style="{GENERATED}">{esc(shorten(segment.text, chars))}</pre>' if segment.text else ""
     return label + text + (_choices(segment, chars, max_rows) if segment.choices else "")
 
@@ -207,7 +233,7 @@ def _variables(variables: dict[str, str], chars: int, max_rows: int) -> str:
 
 SVG_WIDTH, SVG_HEIGHT = 720, 320
 # Lightness says age: used now, in the last 10 s, minute, 10 minutes, before.  Black text reads on each.
-AGES = ((1.0, "#fde725"), (10.0, "#d5c164"), (60.0, "#b3b6c0"), (600.0, "#c9ccd4"), (float("inf"), "#e6e8ec"))
+AGES = ((1.0, "#f9dd6d"), (10.0, "#d9c98a"), (60.0, "#b3b6c0"), (600.0, "#c9ccd4"), (float("inf"), "#e6e8ec"))
 
 
 def tree_html(snapshot: EngineSnapshot) -> str:
@@ -246,7 +272,13 @@ def _tree_rows(nodes: Sequence[TreeNode]) -> str:
         )
         for node in top
     ]
-    return table(("text", "tokens", "hits", "last use", "depth", "held"), rows) if rows else ""
+    if not rows:
+        return ""
+    head = ["text", "tokens", "hits", "last use", "depth", "held"]
+    width = 6 if any(row[-1] for row in rows) else 5
+    inner = table(head[:width], [row[:width] for row in rows])
+    words = "its one node" if len(rows) == 1 else f"the {len(rows)} nodes with the most tokens"
+    return f'<details style="margin:4px 0"><summary style="cursor:pointer">{words}</summary>{inner}</details>'
 
 
 def _picture(nodes: Sequence[TreeNode], total: int) -> str:

@@ -50,11 +50,29 @@ def run_facts(view: RunView) -> str:
         f"run {one_line(view.title, 60)}".rstrip(),
         plural(len(view.branches), "branch"),
         plural(view.generated, "token"),
-        f"cached {view.prefill_cached:,} / computed {view.prefill_computed:,}",
         f"{view.elapsed_s:.1f} s",
         view.status,
     ]
     return " · ".join(parts)
+
+
+def prompt_facts(view: RunView) -> str:
+    """Where the prompt's tokens came from; empty while nothing was prefilled."""
+    if not view.prefill_cached + view.prefill_computed:
+        return ""
+    return f"prompt: {plural(view.prefill_cached, 'token')} cached, {view.prefill_computed:,} computed"
+
+
+def reached(branch: BranchView) -> tuple[list[SegmentView], int]:
+    """The segments up to where a failed or aborted branch broke off, and how many holes it left unbegun."""
+    segments = branch.segments
+    if branch.status not in ("failed", "aborted"):
+        return segments, 0
+    for i, segment in enumerate(segments):
+        is_hole = segment.kind != "forced"
+        if segment.status == "queued" or (is_hole and segment.status == "aborted" and not segment.num_tokens):
+            return segments[:i], sum(later.kind != "forced" for later in segments[i:])
+    return segments, 0
 
 
 def branch_order(branches: Iterable[BranchView]) -> tuple[list[BranchView], dict[int, list[BranchView]]]:
@@ -84,6 +102,8 @@ def _reaches_root(branch: BranchView, known: dict[int, BranchView]) -> bool:
 
 def segment_note(segment: SegmentView) -> str:
     """What a reader must know of a segment beside its text: cut, failed, not there yet; empty when all went well."""
+    if segment.status == "aborted":
+        return "aborted"
     if segment.error:
         return f"{segment.status}: {one_line(segment.error, 300)}"
     if segment.finish is not None and segment.finish.type == "length":
@@ -119,18 +139,19 @@ def _branch_lines(branch: BranchView, children: dict[int, list[BranchView]]) -> 
     """The branch's text; its forks, indented, at the segment where they left."""
     lines: list[str] = []
     text = ""
+    segments, left = reached(branch)
     forks: dict[int, list[BranchView]] = defaultdict(list)
     for child in children.get(branch.id, ()):
-        forks[min(max(child.fork_at, 0), len(branch.segments))].append(child)
+        forks[min(max(child.fork_at, 0), len(segments))].append(child)
     label = ""  # the role whose first text is still to come
-    for i in range(len(branch.segments) + 1):
+    for i in range(len(segments) + 1):
         for child in forks.get(i, ()):
             lines += _flush(text) + [f"├ branch {child.id} · {child.status}"]
             lines += [f"│ {line}" for line in _branch_lines(child, children)]
             text = ""
-        if i == len(branch.segments):
+        if i == len(segments):
             break
-        segment = branch.segments[i]
+        segment = segments[i]
         if segment.is_markup:
             label = segment.role or label
             lines += _flush(text)
@@ -139,7 +160,8 @@ def _branch_lines(branch: BranchView, children: dict[int, list[BranchView]]) -> 
         piece = _segment_text(segment)
         text += f"{one_line(label, 40)}: {piece.lstrip()}" if label and piece.strip() else piece
         label = "" if piece.strip() else label
-    return lines + _flush(text)
+    lines += _flush(text)
+    return [*lines, f"… {plural(left, 'hole')} not reached"] if left else lines
 
 
 def _flush(text: str) -> list[str]:

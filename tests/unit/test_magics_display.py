@@ -9,7 +9,7 @@ import pytest
 
 import nbsgl.widgets
 from nbsgl.magics import display
-from nbsgl.magics.display import CellView, frozen, rung, totals
+from nbsgl.magics.display import CellView, frozen, rung, totals, without_error
 from nbsgl.protocol import BranchView, RunView, SegmentView
 
 VIEW = RunView(
@@ -100,7 +100,19 @@ def test_both_forms_end_with_the_totals():
     data = frozen(VIEW)
     assert data["text/plain"].endswith(totals(VIEW))
     assert totals(VIEW) in data["text/html"]
-    assert "1,200 tokens cached, 3 computed · 2 generated · 1.50 s" in totals(VIEW)
+    assert data["text/html"].count("computed") == 1
+    assert totals(VIEW) == "prompt: 1,200 tokens cached, 3 computed"
+
+
+def test_an_error_that_stands_below_is_not_said_twice():
+    segments = [SegmentView(kind="gen", name=name, status="failed", error=name * 3) for name in "xy"]
+    branch = BranchView(id=0, status="failed", segments=segments)
+    text = frozen(without_error(msgspec.structs.replace(VIEW, error="E: xxx", branches=[branch]), "E: xxx"))[
+        "text/plain"
+    ]
+    assert "xxx" not in text
+    assert "[x: failed]" in text
+    assert "[y: failed: yyy]" in text
 
 
 def test_a_failing_picture_leaves_the_text(monkeypatch, caplog):
@@ -124,8 +136,8 @@ def test_html_is_redrawn_while_it_runs_and_frozen_once(handle, monkeypatch):
     count = len(handle.shown)
     view.freeze()
     time.sleep(0.05)
-    assert "· 3 generated" in handle.shown[1]["text/plain"]
-    assert "· 4 generated" in handle.shown[-1]["text/plain"]
+    assert "· 3 tokens" in handle.shown[1]["text/plain"]
+    assert "· 4 tokens" in handle.shown[-1]["text/plain"]
     assert len(handle.shown) == count
 
 

@@ -24,6 +24,14 @@ def test_byte_level_table(tmp_path: Path) -> None:
     assert any(data and len(data) > 2 and data.startswith(b" ") for data in vocab.tokens)
 
 
+def test_special_tokens_are_shown_by_name(tmp_path: Path) -> None:
+    vocab = TokenVocab([None, b"a", b"\xe6"], names={0: "<|im_start|>"})
+    assert vocab.shown([0, 1, 2]) == "<|im_start|>a\ufffd"
+    files = TokenizerFiles.load(tiny_tokenizers.byte_level(tmp_path))
+    special = next(added for added in files.added if added.special)
+    assert TokenVocab.of_files(files).shown([special.id]) == special.text
+
+
 def test_sentence_piece_table(tmp_path: Path) -> None:
     vocab = TokenVocab.of_files(TokenizerFiles.load(tiny_tokenizers.sentence_piece(tmp_path)))
     assert vocab.tokens[3 + 0x41] == b"A"

@@ -13,7 +13,7 @@ from nbsgl.widgets.text import MARKED_CODES, TREE_LINES, one_line, visible
 from tests.unit.widget_pictures import PAYLOADS, chat, forced, gen, haunted, node, small_tree, snapshot
 
 CHAT = """\
-run 7 · 3 branches · 412 tokens · cached 120 / computed 30 · 1.8 s · done
+run 7 · 3 branches · 412 tokens · 1.8 s · done
 user: Capital of France?
 assistant: [answer: Par | cut at 1 token]
 ├ branch 1 · running
@@ -37,11 +37,19 @@ def test_transcript_marks_generated_text_forks_cuts_and_errors() -> None:
 
 
 def test_empty_run_is_its_facts() -> None:
-    assert run_text(RunView()) == "run · 0 branches · 0 tokens · cached 0 / computed 0 · 0.0 s · queued"
+    assert run_text(RunView()) == "run · 0 branches · 0 tokens · 0.0 s · queued"
 
 
 def test_error_of_the_run_is_its_last_line() -> None:
     assert run_text(RunView(status="failed", error="EngineDied: gone")).endswith("\nerror: EngineDied: gone")
+
+
+def test_what_a_broken_branch_did_not_reach_is_a_number() -> None:
+    ended = gen("made", name="a")
+    lost = [gen("", name=f"x{i}", status="aborted", num_tokens=0, error="Aborted: by an interrupt") for i in range(3)]
+    branch = BranchView(id=0, status="aborted", segments=[forced("Say: "), ended, *lost, forced("later")])
+    text = run_text(RunView(status="aborted", branches=[branch]))
+    assert text.endswith("Say: [a: made]\n… 3 holes not reached")
 
 
 def test_branches_whose_parents_go_in_a_circle_are_shown_once() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +24,11 @@ class TokenVocab:
     Ids run from 0 to len(tokens) - 1; a model's logits may be wider, the rest is padding.
     """
 
-    def __init__(self, tokens: Sequence[bytes | None], eos_ids: Iterable[int] = ()) -> None:
+    def __init__(
+        self, tokens: Sequence[bytes | None], eos_ids: Iterable[int] = (), names: Mapping[int, str] | None = None
+    ) -> None:
         self.tokens: list[bytes | None] = list(tokens)
+        self.names = dict(names or {})  # of special tokens, for people
         self.eos_ids = tuple(sorted(set(eos_ids)))
         if not self.tokens or len(self.tokens) > MAX_VOCAB:
             raise ValueError(f"a vocabulary of {len(self.tokens):,} tokens; allowed are 1..{MAX_VOCAB:,}")
@@ -50,7 +53,8 @@ class TokenVocab:
             tokens[token] = to_bytes(piece)
         for added in files.added:
             tokens[added.id] = None if added.special else added.text.encode()
-        return cls(tokens, (token for token in files.eos_ids if token < size))
+        names = {added.id: added.text for added in files.added if added.special}
+        return cls(tokens, (token for token in files.eos_ids if token < size), names)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -59,6 +63,12 @@ class TokenVocab:
         """The bytes of these tokens one after the other; special ones, and ids past the table, add none."""
         tokens, size = self.tokens, len(self.tokens)
         return b"".join([tokens[i] or b"" for i in ids if 0 <= i < size])
+
+    def shown(self, ids: Iterable[int]) -> str:
+        """The tokens' text for people: special ones by their names, half a character as U+FFFD."""
+        return b"".join([self.names[i].encode() if i in self.names else self.bytes_of([i]) for i in ids]).decode(
+            "utf-8", "replace"
+        )
 
     @cached_property
     def byte_ids(self) -> dict[int, int]:

@@ -48,6 +48,7 @@ function changed(text, [keep, added]) {
 const generated = (branch) => branch.segments.reduce((n, s) => n + (s.kind === "gen" ? s.num_tokens : 0), 0);
 
 export function noteOf(segment) {
+  if (segment.status === "aborted") return "aborted";
   if (segment.error) return `${segment.status}: ${oneLine(segment.error, 300)}`;
   const finish = segment.finish;
   if (finish?.type === "length") return finish.length == null ? "cut" : `cut at ${plural(finish.length, "token")}`;
@@ -202,6 +203,7 @@ class Lane {
     this.id = branch.id;
     setText(this.head, headline(branch));
     this.node.dataset.status = branch.status;
+    this.node.classList.toggle("nb-root", branch.parent == null);
     while (this.segments.length > branch.segments.length) this.segments.pop().node.remove();
     let grew = false;
     let role = null;
@@ -224,7 +226,7 @@ class Lane {
 }
 
 function headline(branch) {
-  const from = branch.parent == null ? "" : ` \u2190 branch ${branch.parent} after ${plural(branch.fork_at, "segment")}`;
+  const from = !branch.parent ? "" : ` from branch ${branch.parent}`;
   return `branch ${branch.id}${from} \u00b7 ${plural(generated(branch), "token")} \u00b7 ${branch.status}`;
 }
 
@@ -258,7 +260,8 @@ function buildRun(frame) {
     const shown = many ? state.branches.filter((b) => b.id === focus) : state.branches;
     rows.hidden = !many;
     if (many) drawRows(state.branches);
-    lanes.dataset.lanes = String(shown.length);
+    // a branch that others forked from lies above them, as wide as all
+    lanes.dataset.lanes = String(shown.filter((b) => b.parent != null).length || shown.length);
     const ids = new Set(shown.map((b) => b.id));
     for (const [id, lane] of drawn) {
       if (ids.has(id)) continue;
