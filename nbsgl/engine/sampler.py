@@ -23,6 +23,10 @@ from nbsgl.protocol import SamplingParams
 
 MAX_SCORE = 1e4  # penalised and biased scores are clamped to +-MAX_SCORE: no bias can make an infinity
 NEG_INF = float("-inf")
+# On a CPU so many of the best tokens are ranked, and all only if they do not hold the mass that top-p asks for.
+# 152k tokens, 16 rows, one core, a draw: top-k 20 302 -> 34 ms; top-p 0.95 382 -> 48 ms, and 418 where all are needed
+FEW_CANDIDATES = 1_024
+MASS_MARGIN = 1e-5  # of float32 sums over FEW_CANDIDATES
 
 
 @dataclass(slots=True)
@@ -171,21 +175,33 @@ class Sampler:
         """Draw among the candidates that top-k, top-p and min-p leave, in the order of their probability."""
         params = [_params(row) for row in rows]
         scores = logits / self._floats([p.temperature for p in params])
-        scores, ids = scores.sort(dim=-1, descending=True, stable=True)  # stable: equal scores by id on every device
-        most = max(self.vocab_size if p.top_k == -1 else p.top_k for p in params)
         probs = scores.softmax(-1)
-        ranks = self.ids.unsqueeze(0)
-        top_k = self._floats([self.vocab_size if p.top_k == -1 else min(p.top_k, self.vocab_size) for p in params])
+        limits = [self.vocab_size if p.top_k == -1 else min(p.top_k, self.vocab_size) for p in params]
+        top_p, min_p = self._floats([p.top_p for p in params]), self._floats([p.min_p for p in params])
+        ids = self._ranked(scores, probs, limits, top_p, min_p)
+        scores, probs = scores.gather(1, ids), probs.gather(1, ids)
         # top-p keeps a token if those before it do not reach p: the first always, the one that crosses p too
         before = probs.cumsum(-1).sub_(probs)
-        is_out = (ranks >= top_k) | (before >= self._floats([p.top_p for p in params]))
-        is_out |= probs < probs[:, :1] * self._floats([p.min_p for p in params])
+        is_out = (self.ids[: ids.shape[1]] >= self._floats(limits)) | (before >= top_p)
+        is_out |= probs < probs[:, :1] * min_p
         is_out[:, 0] = False
-        if most < self.vocab_size:  # no need to hash what no row can draw
-            scores, ids, is_out = scores[:, :most], ids[:, :most], is_out[:, :most]
         noise = exponentials(self._keys(rows), ids.int()).log_()
         best = (scores - noise).masked_fill_(is_out, NEG_INF).argmax(-1, keepdim=True)
         return ids.gather(1, best).squeeze(1)
+
+    def _ranked(self, scores: Tensor, probs: Tensor, limits: list[int], top_p: Tensor, min_p: Tensor) -> Tensor:
+        """Token ids `[rows, n]` by falling score, equal scores by id: so many that no candidate is missing."""
+        if self.device.type == "cpu":  # elsewhere the host would have to wait for the answer
+            num = max(FEW_CANDIDATES if limit == self.vocab_size else limit for limit in limits)
+            ids = _top_ids(scores, num) if num <= self.vocab_size // 4 else None
+            if ids is not None:
+                kept = probs.gather(1, ids)
+                last, mass = kept[:, -1:], kept.sum(-1, keepdim=True)
+                is_complete = (self._floats(limits) <= num) | (last == 0.0) | (last < kept[:, :1] * min_p)
+                if bool((is_complete | (mass >= top_p + MASS_MARGIN)).all()):
+                    return ids
+        # stable: equal scores by id on every device; what is beyond every row's top-k need not be hashed
+        return scores.sort(dim=-1, descending=True, stable=True).indices[:, : max(limits)]
 
     def _keys(self, rows: Sequence[Row]) -> Tensor:
         keys = []
@@ -214,6 +230,21 @@ def logprobs_of(logits: Tensor, tokens: Tensor, num_top: int) -> tuple[Tensor, T
     chosen = (logits.gather(1, tokens.unsqueeze(1)) - normaliser).squeeze(1)
     best, ids = logits.topk(min(num_top, logits.shape[-1]), dim=-1)
     return chosen, ids, best - normaliser
+
+
+def _top_ids(scores: Tensor, num: int) -> Tensor | None:
+    """Ids of the `num` best scores of each row, ranked as a stable sort does; None if equal scores lie on the cut.
+
+    Scores of -inf may: none of them is ever drawn.
+    """
+    values, ids = scores.topk(num, dim=-1, sorted=False)
+    cut = values.min(-1, keepdim=True).values
+    num_above = (scores >= cut).sum(-1, keepdim=True)
+    if not bool(((num_above == num) | (cut == NEG_INF)).all()):
+        return None
+    ids = ids.sort(-1).values
+    order = scores.gather(1, ids).sort(dim=-1, descending=True, stable=True).indices
+    return ids.gather(1, order)
 
 
 def _params(row: Row) -> SamplingParams:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import tempfile
 import time
 import warnings
@@ -22,13 +21,9 @@ from typing import Any
 
 import torch
 
+from nbsgl.engine.bench import Work, load_average, make_work, run_work
 from nbsgl.engine.config import EngineConfig
 from nbsgl.engine.loader import LoadedModel, load, resolve_model
-from nbsgl.engine.scheduler import Limits, Scheduler
-from nbsgl.engine.segments import Forced, Sampled
-from nbsgl.protocol import SamplingParams, pack_ids
-
-Work = list[tuple[list[int], int]]  # (prompt, number of output tokens) of each request
 
 QWEN_HALF_B = {
     "architectures": ["Qwen2ForCausalLM"],
@@ -45,52 +40,6 @@ QWEN_HALF_B = {
     "tie_word_embeddings": True,
     "eos_token_id": 151_643,
 }
-
-
-def make_work(batch: int, vocab: int, prompts: tuple[int, int], outputs: tuple[int, int]) -> Work:
-    """Requests whose lengths are spread over both ranges: most are short, a few long, as in a notebook's run_batch."""
-    rng = random.Random(batch)
-
-    def length(low: int, high: int) -> int:
-        return round(low * (high / low) ** rng.random())
-
-    work = [(length(*prompts), length(*outputs)) for _ in range(batch)]
-    return [(rng.choices(range(3, vocab), k=p), n) for p, n in work]
-
-
-def run_nbsgl(loaded: LoadedModel, work: Work) -> float:
-    """Seconds until all requests are done, on an empty cache."""
-    got: dict[int, int] = {}
-
-    def emit(updates: list[Any]) -> None:
-        for update in updates:
-            assert update.error is None, update.error
-            if update.segment == 1:
-                got[update.seq] = got.get(update.seq, 0) + len(update.ids) // 4
-
-    limits = Limits(
-        num_slots=loaded.num_slots, max_running=loaded.max_running, token_budget=loaded.chunked_prefill_size
-    )
-    scheduler = Scheduler(
-        limits,
-        loaded.runner,
-        eos_ids=loaded.eos_ids,
-        vocab_bytes=[b"x"] * loaded.vocab_size,
-        compile_grammar=lambda spec: None,
-        context_length=loaded.context_length,
-        emit=emit,
-    )
-    begin = time.perf_counter()
-    for seq, (prompt, num) in enumerate(work):
-        params = SamplingParams(temperature=0.0, max_tokens=num, ignore_eos=True, seed=0)
-        scheduler.open(seq)
-        scheduler.extend(seq, 0, 0, [Forced(ids=pack_ids(prompt)), Sampled(params=params)])
-        scheduler.close(seq)
-    while scheduler.has_work:
-        scheduler.step()
-    seconds = time.perf_counter() - begin
-    assert [got[seq] for seq in range(len(work))] == [num for _, num in work]
-    return seconds
 
 
 def run_transformers(model: Any, work: Work) -> float:
@@ -131,7 +80,7 @@ def compare(name: str, loaded: LoadedModel, works: dict[int, Work], repeat: int)
     rows = []
     for batch, work in works.items():
         sides: dict[str, Callable[[Work], float]] = {
-            "nbsgl": lambda work: run_nbsgl(loaded, work),
+            "nbsgl": lambda work: run_work(loaded, work).seconds,
             "transformers": lambda work: run_transformers(peer, work),
         }
         short = [(prompt[:8], 2) for prompt, _ in work]
@@ -166,16 +115,25 @@ def main() -> None:
         folder = str(resolve_model(args.model))
         loaded = load(EngineConfig.of(model_path=folder, num_slots=16_384, **common))
         vocab = loaded.vocab_size
-        works = {1: make_work(1, vocab, (200, 200), (128, 128)), 16: make_work(16, vocab, (16, 400), (8, 192))}
+        works = {1: make_work(1, vocab, (200, 200), (128, 128)), 16: make_work(16, vocab, (16, 400), (8, 128))}
         rows += compare(Path(folder).name, loaded, works, args.repeat)
     if not args.no_large:
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "config.json").write_text(json.dumps(QWEN_HALF_B))
             loaded = load(EngineConfig.of(model_path=folder, load_format="dummy", num_slots=4_096, **common))
             vocab = loaded.vocab_size
-            works = {1: make_work(1, vocab, (64, 64), (24, 24)), 16: make_work(16, vocab, (8, 64), (2, 32))}
+            works = {1: make_work(1, vocab, (64, 64), (24, 24)), 16: make_work(16, vocab, (8, 64), (4, 48))}
             rows += compare("random-0.5B", loaded, works, args.repeat)
-    print(json.dumps({"bench": "cpu_vs_transformers", "threads": torch.get_num_threads(), "rows": rows}))
+    print(
+        json.dumps(
+            {
+                "bench": "cpu_vs_transformers",
+                "threads": torch.get_num_threads(),
+                "load_average": load_average(),
+                "rows": rows,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -184,3 +184,38 @@ def test_grammar_has_the_last_word_over_bans_and_bias() -> None:
         row_of(params, 1, matcher=Matcher({8, 9}), ban_ids=[9]),
     ]
     assert draw(make_sampler(), logits, rows) == [8, 8]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.builds(
+            SamplingParams,
+            temperature=st.sampled_from([0.2, 1.0, 3.0]),
+            top_k=st.sampled_from([-1, 1, 7, 60]),
+            top_p=st.sampled_from([1.0, 0.9999999, 0.9, 0.3]),
+            min_p=st.sampled_from([0.0, 0.05]),
+            seed=st.integers(0, 2**64 - 1),
+        ),
+        min_size=1,
+        max_size=3,
+    ),
+    st.sampled_from([0.0, 0.25, 2.0]),  # scores are rounded to multiples of it: many are equal
+    st.integers(0, 400),  # tokens that a grammar forbids
+    st.integers(0, 99),
+)
+def test_ranking_the_best_draws_what_ranking_all_draws(
+    params: list[SamplingParams], step: float, num_forbidden: int, seed: int
+) -> None:
+    vocab = 400
+    rng = np.random.default_rng(seed)
+    logits = torch.tensor(rng.normal(0, 3, (len(params), vocab)), dtype=torch.float32)
+    logits = (logits / step).round() * step if step else logits
+    logits[0, torch.from_numpy(rng.permutation(vocab)[: min(num_forbidden, vocab - 1)])] = float("-inf")
+    rows = [row_of(p, i) for i, p in enumerate(params)]
+    drawn = []
+    for few in (20, vocab):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("nbsgl.engine.sampler.FEW_CANDIDATES", few)
+            drawn.append(draw(Sampler(vocab, CPU, torch.zeros(8, dtype=torch.int64)), logits.numpy(), rows))
+    assert drawn[0] == drawn[1]
