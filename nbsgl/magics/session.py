@@ -51,17 +51,34 @@ class Session:
             return self.start("embedded")
         if model not in self._engines:
             with Progress(self.shell, f"starting the engine of {model}") as progress, notebook_hints():
-                self._engines[model] = nbsgl.Engine(model, on_progress=progress.step)
-                progress.done(_greeting(self._engines[model]))
+                engine: Backend = nbsgl.Engine(model, on_progress=progress.step)
+                progress.done(_greeting(engine))
+            self._engines[model] = engine
         return self._engines[model]
 
     def start(self, model: str, **settings: Any) -> Backend:
         """Start an engine or find the running one, make it the default, and say which it is."""
         before = nbsgl.get_default_backend()
         with Progress(self.shell, f"starting the engine of {model}") as progress, notebook_hints():
-            engine: Backend = nbsgl.start(model, on_progress=progress.step, **settings)
-            progress.done(_greeting(engine, "engine is running" if engine is before else ""))
+            try:
+                engine: Backend = nbsgl.start(model, on_progress=progress.step, **settings)
+                progress.done(_greeting(engine, "engine is running" if engine is before else ""))
+            except BaseException:
+                self._let_go_since(before)
+                raise
         return engine
+
+    def _let_go_since(self, before: Backend | None) -> None:
+        """An engine that did not come up is not kept as the default: the next cell would only fail as this one did."""
+        failed: Any = nbsgl.get_default_backend()
+        if failed is None or failed is before:
+            return
+        nbsgl.set_default_backend(before)
+        self._has_stopped = before is None
+        try:
+            failed.close()
+        except NbsglError as error:
+            logger.info("the engine that did not start was let go: %s", error)
 
     def engine(self) -> Any:
         """The default engine if one is connected; never starts one."""
@@ -75,7 +92,10 @@ class Session:
     def stop(self, *, force: bool = False) -> str:
         """End the default engine; returns its model's name.  The next program starts an engine anew."""
         engine = self.engine()
-        name = str(engine.info.model)
+        try:
+            name = str(engine.info.model)
+        except NbsglError:  # it is down
+            name = "the engine"
         engine.stop(force=force)
         nbsgl.set_default_backend(None)
         self._has_stopped = True

@@ -100,6 +100,9 @@ class FakeEngine:
     def restart(self):
         self.calls.append("restart")
 
+    def close(self):
+        self.is_closed = True
+
     def stop(self, force=False):
         self.calls.append(f"stop {force}")
 

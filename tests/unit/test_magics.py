@@ -14,7 +14,8 @@ from traitlets.config import Config
 
 import nbsgl
 from nbsgl import magics
-from nbsgl.errors import ParameterError
+from nbsgl.errors import ModelNotFound, ParameterError
+from nbsgl.magics import session
 from nbsgl.magics.args import COMMANDS, LineError, parse_command
 from nbsgl.magics.completion import candidates
 from nbsgl.magics.display import totals
@@ -76,6 +77,18 @@ def test_the_first_cell_starts_the_embedded_model_and_says_so_once(run, language
     assert language.started == [("embedded", {})]
     assert "engine started: embedded" in first
     assert "engine" not in second
+
+
+def test_an_engine_that_does_not_start_is_not_kept(run, language, monkeypatch):
+    def broken(*_):
+        raise ModelNotFound("There is no such folder.", hint="Start model_path='embedded'.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "_greeting", broken)
+        _, out = run("%sgl start nowhere")
+    assert "There is no such folder. Start `%sgl start embedded`." in out
+    assert language.engine is None
+    assert run('%%sgl\ns += "a"')[0].success
 
 
 def test_the_line_under_the_output_says_what_came_from_the_cache(run):
