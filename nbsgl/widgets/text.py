@@ -50,7 +50,7 @@ def run_facts(view: RunView) -> str:
         f"run {one_line(view.title, 60)}".rstrip(),
         plural(len(view.branches), "branch"),
         plural(view.generated, "token"),
-        f"{view.elapsed_s:.1f} s",
+        f"{view.elapsed_s:.1f} s" if view.elapsed_s >= 1 else f"{1000 * view.elapsed_s:.0f} ms",
         view.status,
     ]
     return " · ".join(parts)

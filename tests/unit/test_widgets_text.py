@@ -37,7 +37,7 @@ def test_transcript_marks_generated_text_forks_cuts_and_errors() -> None:
 
 
 def test_empty_run_is_its_facts() -> None:
-    assert run_text(RunView()) == "run · 0 branches · 0 tokens · 0.0 s · queued"
+    assert run_text(RunView()) == "run · 0 branches · 0 tokens · 0 ms · queued"
 
 
 def test_error_of_the_run_is_its_last_line() -> None:
