@@ -14,7 +14,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,8 +52,11 @@ def make_work(batch: int, vocab: int, prompts: Lengths, outputs: Lengths) -> Wor
     return [(rng.choices(range(3, vocab), k=p), n) for p, n in work]
 
 
-def run_work(loaded: LoadedModel, work: Work) -> Timing:
-    """Submit all requests at once to a new scheduler with an empty cache and step until they are done."""
+def run_work(loaded: LoadedModel, work: Work, max_running: int | None = None) -> Timing:
+    """Submit all requests at once to a new scheduler with an empty cache and step until they are done.
+
+    At most `max_running` of them run at the same time (None: as many as the model was loaded for).
+    """
     got = [0] * len(work)
 
     def emit(updates: list[Update]) -> None:
@@ -62,7 +65,7 @@ def run_work(loaded: LoadedModel, work: Work) -> Timing:
             if update.segment == 1:
                 got[update.seq] += len(update.ids) // 4
 
-    scheduler = _make_scheduler(loaded, emit)
+    scheduler = _make_scheduler(loaded, max_running or loaded.max_running, emit)
     begin = time.perf_counter()
     for seq, (prompt, num_tokens) in enumerate(work):
         params = SamplingParams(temperature=0.0, max_tokens=num_tokens, ignore_eos=True, seed=0)
@@ -80,11 +83,11 @@ def run_work(loaded: LoadedModel, work: Work) -> Timing:
     return Timing(seconds, statistics.median(decode_steps or [float("nan")]))
 
 
-def _make_scheduler(loaded: LoadedModel, emit: Any) -> Scheduler:
+def _make_scheduler(loaded: LoadedModel, max_running: int, emit: Callable[[list[Update]], None]) -> Scheduler:
     limits = Limits(
         num_slots=loaded.num_slots,
         page_size=loaded.page_size,
-        max_running=loaded.max_running,
+        max_running=min(max_running, loaded.max_running),
         token_budget=loaded.chunked_prefill_size,
         overlap=loaded.device != "cpu",
     )

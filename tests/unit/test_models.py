@@ -11,6 +11,8 @@ import torch
 
 from nbsgl.engine.batch import Batch, Row
 from nbsgl.engine.config import EngineConfig
+from nbsgl.engine.layers.linear import Linear
+from nbsgl.engine.layers.norm import Norm
 from nbsgl.engine.loader import LoadedModel, load
 from nbsgl.engine.model_config import parse_model_config
 from nbsgl.errors import ModelUnsupported, ParameterError
@@ -176,3 +178,17 @@ def test_fed_back_token_equals_known_token(pair: Any) -> None:
             launched.append(loaded.runner.launch(Batch([row])))
         tokens[is_fed_back] = [step.result()[0].token for step in launched]
     assert tokens[True] == tokens[False]
+
+
+@pytest.mark.parametrize("num_rows", [1, 3, 16, 65])
+def test_packed_layers_equal_plain_ones(num_rows: int) -> None:
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(num_rows, 96), torch.randn(40, 96), torch.randn(40)
+    linear, norm = Linear(weight, bias), Norm(torch.rand(96), 1e-5)
+    wanted, wanted_norm = linear(x), norm(x * 1e-3)
+    linear.pack()
+    norm.pack()
+    with torch.inference_mode():
+        torch.testing.assert_close(linear(x), wanted, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(norm(x * 1e-3), wanted_norm, atol=1e-6, rtol=1e-5)
+    assert torch.equal(linear.plain(), weight)
