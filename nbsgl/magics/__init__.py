@@ -11,6 +11,7 @@ def load(shell: Any) -> None:
     """Register `%sgl` and `%%sgl`, and say in one line if an engine of this user runs already."""
     if getattr(shell, _ATTRIBUTE, None) is not None:
         return
+    from nbsgl.magics.cell import CellSyntaxError, show_syntax_error
     from nbsgl.magics.completion import completions
     from nbsgl.magics.display import say
     from nbsgl.magics.session import Session
@@ -23,6 +24,8 @@ def load(shell: Any) -> None:
     shell.events.register("pre_run_cell", magics.note_cell)
     shell.events.register("post_run_cell", session.log_cell)
     shell.input_transformers_cleanup.append(keep_empty)
+    if not shell.custom_exceptions:  # there is one handler for all, and it may be somebody else's
+        shell.set_custom_exc((CellSyntaxError,), show_syntax_error)
     matcher = completions(shell)
     shell.Completer.custom_matchers.append(matcher)
     setattr(shell, _ATTRIBUTE, (magics, session, matcher))
@@ -38,6 +41,10 @@ def unload(shell: Any) -> None:
         return
     magics, session, matcher = loaded
     session.close()
+    from nbsgl.magics.cell import CellSyntaxError
+
+    if shell.custom_exceptions == (CellSyntaxError,):
+        shell.set_custom_exc((), None)
     shell.events.unregister("pre_run_cell", magics.note_cell)
     shell.events.unregister("post_run_cell", session.log_cell)
     shell.Completer.custom_matchers.remove(matcher)

@@ -204,6 +204,17 @@ def shorten(error: BaseException, filename: str, shell: Any) -> None:
         plainly(error)
 
 
+class CellSyntaxError(SyntaxError):
+    """A syntax error in a `%%sgl` cell, for which IPython shows the cell's line and not the magic above it."""
+
+
+def show_syntax_error(shell: Any, kind: type[BaseException], error: SyntaxError, *rest: Any, **more: Any) -> list[str]:
+    """The handler for `shell.set_custom_exc`."""
+    lines: list[str] = shell.SyntaxTB.structured_traceback(SyntaxError, error, [])
+    shell._showtraceback(SyntaxError, error, lines)  # IPython leaves the showing to the handler
+    return lines
+
+
 def _places(traceback: TracebackType | None) -> Iterator[TracebackType]:
     while traceback is not None:
         yield traceback

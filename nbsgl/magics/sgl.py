@@ -13,7 +13,7 @@ from IPython.core.magic import Magics, cell_magic, line_magic, magics_class, no_
 import nbsgl
 from nbsgl.errors import NbsglError
 from nbsgl.magics.args import COMMANDS, LineError, cell_parser, overview, parse_command, split_line
-from nbsgl.magics.cell import compile_body, plainly, prepare
+from nbsgl.magics.cell import CellSyntaxError, compile_body, plainly, prepare
 from nbsgl.magics.display import bundle, frozen, say, show
 from nbsgl.magics.session import Session
 
@@ -68,7 +68,7 @@ class SglMagics(Magics):  # type: ignore[misc]
         except NbsglError as error:
             raise plainly(error) from error.__cause__
         except SyntaxError as error:
-            raise error.with_traceback(None) from None
+            raise CellSyntaxError(*error.args) from None
         return program()
 
     # ---- lines -------------------------------------------------------------------------------------------------------

@@ -81,9 +81,10 @@ export function factsOf(state, sinceMs = 0) {
   return [
     plural(state.branches.length, "branch", "branches"),
     plural(state.generated, "token"),
-    `cached ${count(state.prefill_cached)} / computed ${count(state.prefill_computed)}`,
+    state.prefill_cached + state.prefill_computed
+      && `cached ${count(state.prefill_cached)} / computed ${count(state.prefill_computed)}`,
     `${(state.elapsed_s + ticking).toFixed(1)} s`,
-  ].join(" \u00b7 ");
+  ].filter(Boolean).join(" \u00b7 ");
 }
 
 // ---- text that grows: blocks that are laid out on their own, so that an append touches one small block ----
@@ -330,7 +331,7 @@ function stripOf(branch) {
   const [cached, computed] = [sum("prefill_cached"), sum("prefill_computed")];
   const first = branch.segments.map((s) => s.first_at).find((t) => t != null);
   const parts = [`branch ${branch.id}`, plural(branch.segments.length, "segment")];
-  parts.push(`cached ${count(cached)} / computed ${count(computed)}`);
+  if (cached + computed) parts.push(`cached ${count(cached)} / computed ${count(computed)}`);
   if (first != null) parts.push(`first token at ${first.toFixed(2)} s`);
   return parts.join(" \u00b7 ");
 }
