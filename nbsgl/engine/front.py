@@ -35,7 +35,16 @@ from nbsgl.engine.spawn import Spawner, read_line
 from nbsgl.engine.supervisor import Reports, Supervisor
 from nbsgl.engine.text_room import EventsOf, Outputs, TextRoom
 from nbsgl.engine.watch import PidWatch
-from nbsgl.errors import EngineDied, EngineError, EngineNotRunning, NbsglError, QueueFull, UsageError, VersionMismatch
+from nbsgl.errors import (
+    EngineDied,
+    EngineError,
+    EngineNotRunning,
+    NbsglError,
+    QueueFull,
+    RequestTooLarge,
+    UsageError,
+    VersionMismatch,
+)
 from nbsgl.protocol import PROTOCOL_VERSION, EngineSnapshot, ModelInfo
 
 logger = logging.getLogger("nbsgl")
@@ -45,6 +54,8 @@ FIRST_CLIENT_S = 30.0  # for the one that started us to say hello
 PROBE_S = 5.0
 BAD_LIMIT, BAD_PERIOD_S = 100, 10.0
 MAX_REMEMBERED_PEERS = 1024  # that were cut
+MANY_FILES = 4096
+MAX_LOG_LINES = 2000  # in one answer
 ABORT_S = 0.2  # between the last words to clients and the worker's end
 SOCKET_OPTIONS: dict[int, int] = {
     zmq.ROUTER_MANDATORY: 1,  # a send to a client that is gone raises, it does not vanish
@@ -136,6 +147,9 @@ class Front:
 
     def _record(self, state: str) -> None:
         """A folder that vanished or a full disk costs new clients the way in, not the engine its life."""
+        if not self.folder.is_owner(self.lock):
+            logger.warning("the runtime folder was removed: new clients will not find this engine")
+            return
         child = self.supervisor.child
         try:
             self.folder.write(
@@ -345,6 +359,8 @@ class Front:
         error = self.supervisor.ensure()
         if error is not None:
             self.supervisor.fail_waiting(error)
+            if not self.folder.is_owner(self.lock):
+                self.close(error)  # without its folder it can start no worker; the next client starts anew
 
     # ---- to clients --------------------------------------------------------------------------------------------------
 
@@ -416,7 +432,14 @@ class Front:
         self.info, self._phase = info, None
         self.supervisor.serve()
         self._record("serving")
-        self._tell_all(wire.Serving(epoch=epoch, worker=self.supervisor.child.pid, info=info))
+        if (serving := self._serving()) is not None:
+            self._tell_all(serving)
+
+    def _serving(self) -> wire.Serving | None:
+        child = self.supervisor.child
+        if child is None or self.info is None:
+            return None
+        return wire.Serving(epoch=self.supervisor.epoch, worker=child.pid, info=self.info)
 
     def _on_texts_failed(self, epoch: int, error: NbsglError) -> None:
         if epoch == self.supervisor.epoch:
@@ -432,15 +455,19 @@ class Front:
 
     def _answer(self, client: Client, message: wire.AskFront) -> None:
         def then(value: Any, error: NbsglError | None = None) -> None:
-            if client.identity in self.clients:
-                data = errors.encode(error) if error is not None else None
+            if client.identity not in self.clients:
+                return
+            data = errors.encode(error) if error is not None else None
+            try:
                 self._tell(client, wire.Answer(ask=message.ask, value=value, error=data))
+            except RequestTooLarge as too_large:  # the tree of a large cache
+                self._tell(client, wire.Answer(ask=message.ask, error=errors.encode(too_large)))
 
         known: dict[str, Callable[[], None]] = {
-            "start": lambda: self._ask_start(then),
+            "start": lambda: self._ask_start(client, then),
             "health": lambda: then(self.supervisor.is_healthy),
             "status": lambda: then(self._status()),
-            "log": lambda: then(self._log(int(message.args.get("n", 50)))),
+            "log": lambda: then(self._log(message.args.get("n", 50))),
             "snapshot": lambda: self._ask_snapshot(bool(message.args.get("tree")), then),
             "flush": lambda: self.supervisor.ask("flush", {}, then),
             "restart": lambda: self._ask_restart(then),
@@ -451,9 +478,11 @@ class Front:
         else:
             then(None, UsageError(f"The engine knows no question {message.what!r}.", name="what", value=message.what))
 
-    def _ask_start(self, then: Callable[..., None]) -> None:
+    def _ask_start(self, client: Client, then: Callable[..., None]) -> None:
         error = self.supervisor.ensure()
         then(None, error) if error is not None else then(True)
+        if self.state == "serving" and (serving := self._serving()) is not None:
+            self._tell(client, serving)  # one that asks does not know
 
     def _ask_restart(self, then: Callable[..., None]) -> None:
         why = EngineDied(
@@ -461,6 +490,8 @@ class Front:
         )
 
         def go_on() -> None:
+            if self.is_closing:
+                return
             self.supervisor.forgive()
             error = self.supervisor.ensure()
             then(None, error) if error is not None else then(True)
@@ -506,8 +537,9 @@ class Front:
             "clock.jumps": self.loop.num_jumps,
         }
 
-    def _log(self, num_lines: int) -> str:
+    def _log(self, asked: Any) -> str:
         """The tail of both logs, each under its name."""
+        num_lines = max(1, min(asked, MAX_LOG_LINES)) if isinstance(asked, int) else 50
         parts = [(path.name, log.tail(path, num_lines)) for path in (self.folder.front_log, self.folder.worker_log)]
         return "\n".join(f"== {name} ==\n{text}" for name, text in parts if text)
 
@@ -555,14 +587,23 @@ _NO_WORKER: dict[str, Any] = {
 }
 
 
+def _raise_file_limit() -> None:
+    """A listening socket that cannot accept for want of a descriptor would spin."""
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MANY_FILES if most == resource.RLIM_INFINITY else min(most, MANY_FILES)
+    if now != resource.RLIM_INFINITY and now < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+
+
 def main() -> int:
     """Own the folder and serve; `TAKEN` if somebody else owns it already."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _raise_file_limit()
     sys.setswitchinterval(0.001)  # two threads hand over at every step: 5 ms would be a step's time
     folder = RuntimeFolder(Path(sys.argv[1]))
-    folder.check()
+    folder.make()
     launch = msgspec.json.decode(read_line(), type=Launch)
     lock = folder.try_lock()
     if lock is None:
@@ -578,6 +619,10 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    code = main()
+    code = 1
+    try:
+        code = main()
+    except Exception:
+        logger.exception("the front cannot go on")
     logging.shutdown()
     os._exit(code)  # the text and spawner threads never end

@@ -7,6 +7,7 @@ import msgspec
 from nbsgl.engine.config import EngineConfig
 
 TAKEN = 4  # exit code: another front owns the folder
+MIN_FILES = 256  # descriptors: two for each of 64 clients, and what front and worker need themselves
 
 
 class Launch(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,6 +9,7 @@ import logging
 import os
 import queue
 import sys
+import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 import msgspec
+import zmq
 
 from nbsgl import errors
 from nbsgl.engine import io_loop, wire
@@ -26,7 +28,15 @@ from nbsgl.engine.generate import Generation
 from nbsgl.engine.link import Ends, Link
 from nbsgl.engine.runtime import RuntimeFolder
 from nbsgl.engine.watch import PidWatch
-from nbsgl.errors import EngineError, EngineNotRunning, NbsglError, ParameterError, WrongProcess
+from nbsgl.errors import (
+    EngineError,
+    EngineNotRunning,
+    EngineStartFailed,
+    NbsglError,
+    ParameterError,
+    UsageError,
+    WrongProcess,
+)
 from nbsgl.protocol import (
     AnyEvent,
     AnyNode,
@@ -78,9 +88,9 @@ class EngineRun:
     def close(self) -> None:
         self.engine._check_process()
         if not self._is_closed:
-            self._is_closed = True
+            self._tell(wire.CloseRun(run=self.number))  # first: an interrupt may land between any two lines
             self.engine._loop.call(self.engine._runs.pop, self.number, None)
-            self._tell(wire.CloseRun(run=self.number))
+            self._is_closed = True
 
     def _tell(self, message: wire.Message) -> None:
         frame = wire.encode(message)
@@ -105,8 +115,9 @@ class EngineRun:
             if isinstance(node, Gen | Select):
                 self._pending.setdefault(node.branch, {})[node.slot] = None
         self.engine._link.ensure()
-        for frame in frames:
-            self.engine._link.send(frame)
+        if self._error is None:  # else it failed at once, and so has this run
+            for frame in frames:
+                self.engine._link.send(frame)
 
     def _take(self, events: list[AnyEvent]) -> None:
         for event in events:
@@ -175,7 +186,11 @@ class Engine(Generation):
         self._bye: Future[bool] | None = None
         self._phases: queue.SimpleQueue[tuple[str, float | None, str]] = queue.SimpleQueue()
         self._last_phases: deque[tuple[str, float | None, str]] = deque(maxlen=1)
-        self._loop = io_loop.shared()
+        try:
+            self._loop = io_loop.shared()
+        except (OSError, zmq.ZMQError) as error:  # no descriptors left
+            raise EngineStartFailed(stage="client", reason=error.strerror or "no I/O thread") from error
+        self._loop.on_crash.append(self._crashed)
         self._link = Link(self._loop, self.config, self.keep, _worker_module, Ends(self._take, self._gone))
         self._at_exit = _closer(weakref.ref(self))
         atexit.register(self._at_exit)
@@ -289,7 +304,7 @@ class Engine(Generation):
             return
         if self._link.state != "none":
             with self._front_end() as ended:
-                with contextlib.suppress(EngineError):
+                with contextlib.suppress(EngineError, TimeoutError):
                     self._ask("stop", force=force)
                 self._wait_quietly(ended, END_S)
         self.close()
@@ -302,10 +317,12 @@ class Engine(Generation):
         atexit.unregister(self._at_exit)
         with self._front_end() as ended:
             bye: Future[bool] = Future()
-            self._loop.call(self._leave, bye)
-            is_ending = self._wait_quietly(bye, BYE_S)
             closed: Future[None] = Future()
-            self._loop.call(self._let_go, closed)
+            try:
+                self._loop.call(self._leave, bye)
+                is_ending = self._wait_quietly(bye, BYE_S)
+            finally:  # an interrupt ends the waiting, not the leaving
+                self._loop.call(self._let_go, closed)
             self._wait_quietly(closed, BYE_S)
             if is_ending:
                 self._wait_quietly(ended, END_S)
@@ -332,9 +349,16 @@ class Engine(Generation):
         self._check_process()
         if self._is_closed:
             raise _closed()
+        if not self._loop.is_alive:
+            raise _crashed()
 
     def _wait(self, future: Future[T], timeout: float | None = None) -> T:
         """Timed waits with the progress of the start between them; an error of the I/O thread is raised here."""
+        if threading.current_thread() is self._loop.thread:
+            raise UsageError(
+                "This would wait, and the engine's I/O thread may not.",
+                hint="In a listener, only submit, abort and close.",
+            )
         left = timeout
         while True:
             wait = TICK_S if left is None else min(TICK_S, max(0.0, left))
@@ -342,11 +366,11 @@ class Engine(Generation):
                 result = future.result(wait)
             except TimeoutError:
                 if future.done():
-                    raise
+                    return future.result()  # the answer came just as the wait ended
                 if left is not None and (left := left - wait) <= 0:
                     raise TimeoutError(f"the engine did not answer within {timeout:g} s") from None
-                if self._loop.thread is None or not self._loop.thread.is_alive():
-                    raise EngineError("The I/O thread of this process has ended.", hint="See the log above.") from None
+                if not self._loop.is_alive:
+                    raise _crashed() from None
                 self._show_progress()
             else:
                 self._show_progress()
@@ -476,6 +500,11 @@ class Engine(Generation):
         if self._bye is not None and not self._bye.done():
             self._bye.set_result(True)
 
+    def _crashed(self) -> None:
+        """The I/O thread ends by a mistake of ours."""
+        self._link.close()
+        self._gone(_crashed())
+
     def _leave(self, bye: Future[bool]) -> None:
         self._bye = bye
         if self._link.state == "up":
@@ -487,11 +516,19 @@ class Engine(Generation):
     def _let_go(self, closed: Future[None]) -> None:
         self._link.close()
         self._gone(_closed())
+        with contextlib.suppress(ValueError):
+            self._loop.on_crash.remove(self._crashed)
         closed.set_result(None)
 
 
 def _closed() -> EngineNotRunning:
     return EngineNotRunning("This engine handle is closed.", hint="Make a new one: nbsgl.Engine(...) or nbsgl.start().")
+
+
+def _crashed() -> EngineError:
+    return EngineError(
+        "The engine's I/O thread in this process has ended.", hint="See its traceback; make a new Engine."
+    )
 
 
 def _closer(engine: weakref.ref[Engine]) -> Callable[[], None]:

@@ -46,6 +46,7 @@ class IoLoop:
         self.timers: set[Timer] = set()
         self.num_jumps = 0
         self.thread: threading.Thread | None = None
+        self.on_crash: list[Callable[[], None]] = []  # called, on the thread, if it ends by an error
         self._poller = zmq.Poller()
         self._on_ready: dict[Any, Callable[[], None]] = {}
         self._calls: deque[Callable[[], None]] = deque()
@@ -55,6 +56,11 @@ class IoLoop:
         self.watch(self._wake_r.fileno(), self._woken)
         self._is_stopping = False
         self._planned = clock()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether a thread of its own serves it."""
+        return self.thread is not None and self.thread.is_alive()
 
     # ---- from any thread ---------------------------------------------------------------------------------------------
 
@@ -87,15 +93,24 @@ class IoLoop:
 
     def run(self) -> None:
         """Serve until `stop`."""
+        try:
+            self._serve()
+        except BaseException:
+            for tell in list(self.on_crash):  # nobody is to wait for a thread that has ended
+                tell()
+            raise
+
+    def _serve(self) -> None:
         while not self._is_stopping:
             now = self.clock()
             wait = min((timer.at - now for timer in self.timers), default=MAX_WAIT_S)
             wait = 0.0 if self._calls else max(0.0, min(wait, MAX_WAIT_S))
             self._planned = now + wait
-            ready = self._poller.poll(math.ceil(wait * 1000))
+            polled = self._poller.poll(math.ceil(wait * 1000))
+            ready = [(what, self._on_ready[what]) for what, _ in polled]
             self.tick()
-            for what, _ in ready:
-                if (on_ready := self._on_ready.get(what)) is not None:
+            for what, on_ready in ready:
+                if self._on_ready.get(what) is on_ready:  # else closed meanwhile, and the number perhaps taken again
                     on_ready()
 
     def tick(self) -> None:
@@ -150,7 +165,11 @@ def _of_process(pid: int) -> IoLoop:
 
 def shared() -> IoLoop:
     """This process's loop, on a thread of its own, ended at exit; a forked child gets another one."""
-    return _of_process(os.getpid())
+    loop = _of_process(os.getpid())
+    if not loop.is_alive:
+        _of_process.cache_clear()
+        loop = _of_process(os.getpid())
+    return loop
 
 
 def _end(pid: int, loop: IoLoop) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import secrets
 from collections import deque
 from collections.abc import Callable
@@ -17,7 +18,7 @@ import nbsgl
 from nbsgl import errors
 from nbsgl.engine import log, wire
 from nbsgl.engine.config import EngineConfig
-from nbsgl.engine.front_launch import TAKEN, Launch
+from nbsgl.engine.front_launch import MIN_FILES, TAKEN, Launch
 from nbsgl.engine.io_loop import IoLoop, Timer
 from nbsgl.engine.runtime import EngineRecord, RuntimeFolder
 from nbsgl.engine.spawn import Child, python, spawner
@@ -82,16 +83,15 @@ class Link:
         self.state, self._last_words = "finding", None
         self.was_running = True
         self._deadline = self.loop.clock() + FIND_S
-        try:
-            self.folder = RuntimeFolder.open(self.config.key)
-        except NbsglError as error:
-            self._fail(error)
-            return
         self._look()
 
     def _look(self) -> None:
         self._timer = None
-        assert self.folder is not None
+        try:  # each time: an owner that ends removes the folder
+            self.folder = RuntimeFolder.open(self.config.key)
+        except NbsglError as error:
+            self._fail(error)
+            return
         record = self.folder.read()
         if self.loop.clock() > self._deadline:
             self._fail(self._start_error("it does not answer"))
@@ -104,6 +104,11 @@ class Link:
                 self._timer = self.loop.later(LOOK_S, self._look)
 
     def _start_front(self, folder: RuntimeFolder) -> None:
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        if 0 <= limit < MIN_FILES:
+            reason = f"processes here may have {limit} files open, an engine needs {MIN_FILES}"
+            self._fail(self._start_error(reason, f"Raise the hard limit: ulimit -Hn {4 * MIN_FILES}"))
+            return
         self.was_running = False
         self._launch = secrets.token_hex(8)
         launch = Launch(config=self.config, keep=self.keep, launch=self._launch, worker_module=self.module)
@@ -114,6 +119,8 @@ class Link:
                 first_line=msgspec.json.encode(launch),
                 on_exit=lambda code: self.loop.call(self._front_exited, self._launch, code),
             )
+        except FileNotFoundError:
+            return  # an owner that ends has just removed the folder: look again
         except OSError as error:
             self._fail(self._start_error(error.strerror or "no process"))
 
@@ -128,14 +135,14 @@ class Link:
             elif self.folder is not None and self.folder.read() is None:
                 self._fail(self._start_error(f"its front ended with {code}"))
 
-    def _start_error(self, reason: str) -> NbsglError:
+    def _start_error(self, reason: str, hint: str = "") -> NbsglError:
         path = self.folder.front_log if self.folder else None
         return EngineStartFailed(
             stage="front",
             reason=reason,
             log_path=str(path) if path else None,
             log_tail=log.tail(path, 20) if path else None,
-            hint=f"See {path}." if path else "",
+            hint=hint or (f"See {path}." if path else ""),
         )
 
     # ---- connection --------------------------------------------------------------------------------------------------
@@ -143,11 +150,15 @@ class Link:
     def _connect(self, folder: RuntimeFolder, record: EngineRecord) -> None:
         self.state = "greeting"
         self.front_pid = record.pid
-        self._socket = self.loop.context.socket(zmq.DEALER)
-        for option, value in SOCKET_OPTIONS.items():
-            self._socket.setsockopt(option, value)
-        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-        self._socket.connect(folder.socket("front.sock"))
+        try:
+            self._socket = self.loop.context.socket(zmq.DEALER)
+            for option, value in SOCKET_OPTIONS.items():
+                self._socket.setsockopt(option, value)
+            self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+            self._socket.connect(folder.socket("front.sock"))
+        except zmq.ZMQError as error:  # no descriptors left
+            self._fail(self._start_error(error.strerror or "no socket"))
+            return
         self.loop.watch(self._socket, self._receive)
         self.loop.watch(self._monitor, self._disconnected)
         self._watch = PidWatch(self.loop, record.pid, self._front_ended)

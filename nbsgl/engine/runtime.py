@@ -69,14 +69,18 @@ class RuntimeFolder:
                 reason=f"socket paths in it take {longest} bytes, the limit is {MAX_SOCKET_PATH}",
                 hint="Set NBSGL_RUNTIME_DIR to a folder with a shorter path.",
             )
-        for path in (folder.path.parent, folder.path):
+        folder.make()
+        return folder
+
+    def make(self) -> None:
+        """Create what is missing and `check`.  To be repeated: an owner that ends removes the folder."""
+        for path in (self.path.parent, self.path):
             try:
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
             except OSError as error:
                 hint = "Set NBSGL_RUNTIME_DIR to a folder you can write to."
                 raise RuntimeFolderError(path=str(path), reason=error.strerror or "not usable", hint=hint) from error
-        folder.check()
-        return folder
+        self.check()
 
     def check(self) -> None:
         """`RuntimeFolderError` unless it and its parent are real folders of ours that nobody else may enter."""
@@ -112,17 +116,28 @@ class RuntimeFolder:
         To be taken before a socket is bound: a second bind on a live path succeeds and steals every later connection.
         """
         while True:
-            fd = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            self.make()
+            try:
+                fd = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            except FileNotFoundError:
+                continue  # an owner that ended has just removed the folder
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.path.samestat(os.fstat(fd), os.stat(self.lock_path)):
-                    return fd
-            except BlockingIOError:
+            except OSError as error:
                 os.close(fd)
-                return None
-            except FileNotFoundError:
-                pass  # an owner that ended has removed it between our open and our lock
-            os.close(fd)
+                if isinstance(error, BlockingIOError):
+                    return None
+                raise
+            if self.is_owner(fd):
+                return fd
+            os.close(fd)  # an owner that ended has removed it between our open and our lock
+
+    def is_owner(self, lock: int) -> bool:
+        """Whether the folder is still that of the lock held: if somebody removed it, others may have begun anew."""
+        try:
+            return os.path.samestat(os.fstat(lock), os.stat(self.lock_path))
+        except OSError:
+            return False
 
     def clear(self) -> None:
         """Remove what a dead owner left, logs excepted.  For the holder of the lock."""
@@ -158,15 +173,16 @@ class RuntimeFolder:
 
     def remove(self, lock: int, *, keep_logs: bool) -> None:
         """The owner's last act: remove everything in it, the lock at the end, and the folder if it is empty then."""
-        with contextlib.suppress(OSError):
-            self.clear()
-            for log in self.path.glob("*.log*"):
-                if not keep_logs:
-                    log.unlink()
-        with contextlib.suppress(OSError):
-            self.lock_path.unlink()
-        with contextlib.suppress(OSError):
-            self.path.rmdir()
+        if self.is_owner(lock):
+            with contextlib.suppress(OSError):
+                self.clear()
+                for log in self.path.glob("*.log*"):
+                    if not keep_logs:
+                        log.unlink()
+            with contextlib.suppress(OSError):
+                self.lock_path.unlink()
+            with contextlib.suppress(OSError):
+                self.path.rmdir()
         os.close(lock)
 
     def _write(self, path: Path, data: bytes) -> None:

@@ -100,7 +100,7 @@ class Spawner:
             with contextlib.suppress(BrokenPipeError):
                 popen.stdin.write(first_line + b"\n")
                 popen.stdin.flush()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a NUL in a path
             answer.set_exception(error)
             return
         try:

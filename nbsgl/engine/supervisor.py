@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
@@ -85,7 +86,7 @@ class Supervisor:
         self._failure: NbsglError | None = None  # known before the process ends: StartFailed, hung, restart
         self._asks: dict[int, tuple[Answered, Timer]] = {}
         self._numbers = itertools.count()
-        self._then: Callable[[], None] | None = None
+        self._then: list[Callable[[], None]] = []  # who waits for the end of the worker
         self._ending: list[Timer] = []
 
     # ---- start -------------------------------------------------------------------------------------------------------
@@ -108,6 +109,8 @@ class Supervisor:
             while self._restarts and now - self._restarts[0] > RESTART_PERIOD_S:
                 self._restarts.popleft()
             if len(self._restarts) >= MAX_RESTARTS:
+                if isinstance(self.last_error, EngineCrashLoop):
+                    return self.last_error
                 return EngineCrashLoop(
                     deaths=len(self._restarts) + 1,
                     last=str(self.last_error.message),
@@ -118,7 +121,7 @@ class Supervisor:
             self.num_restarts += 1
         try:
             self._start()
-        except OSError as error:
+        except (OSError, zmq.ZMQError) as error:  # no files or processes left, or the runtime folder is gone
             return EngineStartFailed(
                 stage="spawn", reason=error.strerror or "no process", log_path=str(self.folder.front_log)
             )
@@ -134,19 +137,20 @@ class Supervisor:
         self._socket = self.loop.context.socket(zmq.PAIR)
         self._socket.set_hwm(0)  # a bounded queue would block the front or drop a segment; what waits is what was asked
         self._socket.linger = 0
-        self._socket.bind(self.folder.socket(name))
         self.loop.watch(self._socket, self._receive)
         self.phase, self._failure = "spawn", None
         launch = WorkerLaunch(config=self.config, socket=self.folder.socket(name), epoch=self.epoch)
         epoch = self.epoch
         try:
+            self._socket.bind(self.folder.socket(name))
             self.child = self._spawner.spawn(
                 python(self.module, str(self.folder.path), str(os.getpid())),
                 log=self.folder.worker_log,
                 first_line=msgspec.json.encode(launch),
                 on_exit=lambda code: self.loop.call(self._exited, epoch, code),
             )
-        except OSError:
+        except (OSError, zmq.ZMQError):
+            self.phase = "down"
             self._close_socket()
             raise
         logger.info("worker %d starts as process %d", self.epoch, self.child.pid)
@@ -162,9 +166,14 @@ class Supervisor:
         if not self.is_serving:
             self._waiting += frames
             return
-        assert self._socket is not None
         for frame in frames:
-            self._socket.send(frame, zmq.NOBLOCK)
+            self._post(frame)
+
+    def _post(self, frame: bytes) -> None:
+        """Without a peer the worker has just died: `_exited` fails whoever this was for."""
+        if self._socket is not None:
+            with contextlib.suppress(zmq.Again):
+                self._socket.send(frame, zmq.NOBLOCK)
 
     def serve(self) -> None:
         """The front is ready too: let waiting frames go."""
@@ -180,7 +189,7 @@ class Supervisor:
         number = next(self._numbers)
         late = EngineError(f"The worker did not answer {what!r} within {ASK_TIMEOUT_S:g} s; it may hang.")
         self._asks[number] = (then, self.loop.later(ASK_TIMEOUT_S, lambda: self._answer(number, None, late)))
-        self._socket.send(wire.encode(Ask(ask=number, what=what, args=args)), zmq.NOBLOCK)
+        self._post(wire.encode(Ask(ask=number, what=what, args=args)))
 
     def _answer(self, number: int, value: Any, error: NbsglError | None) -> None:
         if (waiting := self._asks.pop(number, None)) is not None:
@@ -283,7 +292,7 @@ class Supervisor:
             timer.cancel()
         self._ending, self._deadline = [], None
         error = self._failure or self._death(code)
-        self._has_crashed = self._then is None and (self._failure is None or isinstance(error, EngineHung))
+        self._has_crashed = not self._then and (self._failure is None or isinstance(error, EngineHung))
         self.num_deaths += self._has_crashed
         logger.log(logging.INFO if self._then else logging.ERROR, "worker %d ended with %d", epoch, code)
         self.phase, self.is_serving, self.last_error = "down", False, error
@@ -292,8 +301,11 @@ class Supervisor:
         for number in list(self._asks):
             self._answer(number, None, error)
         self.reports.died(epoch, error)
-        if (then := self._then) is not None:
-            self._then = None
+        self._has_ended()
+
+    def _has_ended(self) -> None:
+        waiting, self._then = self._then, []
+        for then in waiting:
             then()
 
     def _death(self, code: int) -> NbsglError:
@@ -332,10 +344,13 @@ class Supervisor:
         if self.child is None:
             then()
             return
-        self._then, self._failure = then, why
-        child, socket = self.child, self._socket
-        if socket is not None and self.phase == "serve":
-            socket.send(wire.encode(Stop()), zmq.NOBLOCK)
+        self._then.append(then)
+        if len(self._then) > 1:
+            return  # it is being ended already
+        self._failure = why
+        child = self.child
+        if self.phase == "serve":
+            self._post(wire.encode(Stop()))
             wait = CLOSE_S
         else:
             wait = 0.0  # it is loading and listens to nobody
@@ -347,9 +362,7 @@ class Supervisor:
 
     def _give_up(self, child: Child) -> None:
         logger.error("process %d is still there after SIGKILL", child.pid)
-        if (then := self._then) is not None:
-            self._then = None
-            then()
+        self._has_ended()
 
     def refuse(self, error: NbsglError) -> None:
         """The worker serves, but the front cannot use its model: end it with `error`."""

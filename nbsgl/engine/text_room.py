@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import random
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from nbsgl.engine.graph import GraphRunner
 from nbsgl.engine.segments import Ready, ToWorker, Update
 from nbsgl.engine.templates import role_formats
 from nbsgl.engine.text import TextCodec
-from nbsgl.errors import EngineDied, EngineHung, NbsglError
+from nbsgl.errors import EngineDied, EngineHung, EngineStartFailed, NbsglError
 from nbsgl.protocol import AnyEvent, AnyNode, ModelInfo
 
 logger = logging.getLogger("nbsgl")
@@ -163,6 +164,12 @@ class TextRoom:
         except NbsglError as error:
             self._out.failed(epoch, error)
             return
+        except Exception as error:  # a file that is broken in a way nobody foresaw
+            logger.exception("the tokenizer or the chat template cannot be read")
+            self._out.failed(
+                epoch, EngineStartFailed(stage="texts", reason=f"{type(error).__name__} in {ready.folder}")
+            )
+            return
         if self._graph is None:
             self._graph = GraphRunner(
                 codec,
@@ -170,6 +177,7 @@ class TextRoom:
                 emit=self._emit,
                 context_length=ready.context_length,
                 vocab_size=ready.vocab_size,
+                rng=None if self.config.random_seed is None else random.Random(self.config.random_seed),
             )
         self._out.ready(epoch, info)
         held, self._held = self._held, []
@@ -184,6 +192,8 @@ class TextRoom:
             folder = tokenizer_folder(self.config, Path(ready.folder))
             codec = codec or TextCodec.load(folder)
             formats = role_formats(folder, self.config.chat_template)
+            if formats.writes_bos and not codec.start_ids and codec.bos_id is not None:
+                codec.start_ids = (codec.bos_id,)  # a BOS that stands only in the chat template
         info = ModelInfo(
             model=self.config.model_path,
             context_length=ready.context_length,

@@ -53,7 +53,7 @@ class PidWatch:
         self._pid, self._started = pid, start_time(pid)
         try:
             self._fd = os.pidfd_open(pid)
-        except (AttributeError, OSError):
+        except (AttributeError, OSError, OverflowError):  # OverflowError: a number that is no pid
             self._timer = loop.later(0.0, self._poll)
         else:
             loop.watch(self._fd, self._fire)

@@ -103,7 +103,7 @@ def test_health_is_false_when_worker_stopped(make: Make) -> None:
     assert engine.info
     until(lambda: engine.health)
     worker = engine.worker_pid or 0
-    program = Program(engine, 20, 2_000)
+    program = Program(engine, 20, 300)
     os.kill(worker, signal.SIGSTOP)
     try:
         until(lambda: not engine.health, 5.0)

@@ -253,8 +253,9 @@ def test_handles_leave_no_descriptors_and_threads(make: Make) -> None:
 
     first = [open_and_close() for _ in range(5)][-1]
     last = [open_and_close() for _ in range(30)][-1]
-    assert last[0] <= first[0] + 1
-    assert last[1] <= first[1]
+    assert last[0] <= first[0] + 15  # not one per handle: the socket library closes its own a moment later
+    until(lambda: me.num_fds() <= first[0] + 1)
+    until(lambda: me.num_threads() <= first[1])
     front = psutil.Process(keeper.front_pid)
     until(lambda: keeper.status()["clients"] == 1)
-    assert front.num_fds() < 60
+    until(lambda: front.num_fds() < 60)
