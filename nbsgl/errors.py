@@ -10,6 +10,13 @@ import re
 from typing import Any, ClassVar
 
 
+class _Count(int):
+    """A number as people read it."""
+
+    def __format__(self, spec: str) -> str:
+        return f"{int(self):,}"
+
+
 class NbsglError(Exception):
     """Root of all errors of nbsgl.
 
@@ -26,7 +33,8 @@ class NbsglError(Exception):
             raise TypeError(f"{type(self).__name__} has no field {sorted(unknown)}; it has {list(self.fields)}")
         for name in self.fields:
             setattr(self, name, values.get(name))
-        self.message = message or self.pattern.format(**{name: values.get(name) for name in self.fields})
+        shown = {name: _Count(v) if type(v) is int else v for name, v in ((n, values.get(n)) for n in self.fields)}
+        self.message = message or self.pattern.format(**shown)
         self.hint = hint
         self.request_id = request_id
         super().__init__(self.message)

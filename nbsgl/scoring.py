@@ -77,7 +77,7 @@ METHODS: dict[str, Callable[..., list[float]]] = {
 
 
 def decide(scores: Sequence[float], temperature: float = 0.0, seed: int | None = None) -> int:
-    """The index of the winner: the first greatest score, or at a temperature > 0 a seeded draw from softmax(score / T)."""
+    """The winner's index: the first greatest score; at a temperature > 0, a seeded draw from softmax(score / T)."""
     if temperature < 1e-6:
         return max(range(len(scores)), key=lambda i: (scores[i], -i))
     top = max(scores)

@@ -312,7 +312,7 @@ class GraphRunner:
         prompt, wanted = branch.known_len, 1 if params.max_tokens == "fit" else params.max_tokens
         if prompt + wanted > self.context_length:
             most = max(0, self.context_length - prompt)
-            hint = f'Pass max_tokens={most} or less, or max_tokens="fit".' if most else "Shorten the prompt."
+            hint = f'Pass max_tokens={most} or less, or max_tokens="fit".' if most else _longest_part(branch)
             raise RequestTooLong(
                 prompt_len=prompt, max_tokens=params.max_tokens, limit=self.context_length, variable=name, hint=hint
             )
@@ -541,6 +541,14 @@ def _common_len(a: Sequence[int], b: Sequence[int]) -> int:
             break
         n += 1
     return n
+
+
+def _longest_part(branch: Branch) -> str:
+    texts = [item[0] for item in branch.own if isinstance(item, tuple)]
+    longest = max(texts, key=len, default="")
+    if not longest:
+        return "Shorten the prompt."
+    return f"Shorten the prompt; its longest part begins {longest[:24]!r} ({len(longest):,} characters)."
 
 
 def _failed(node: AnyNode, error: dict[str, object]) -> BranchFailed:

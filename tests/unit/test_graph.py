@@ -222,6 +222,18 @@ def test_too_long_is_an_error_before_anything_runs() -> None:
     assert "max_tokens=4" in error.hint
 
 
+def test_a_prompt_over_the_context_names_its_longest_part() -> None:
+    world = World(scripted("x"), context_length=1000)
+    world.submit(
+        Root(branch=0), Text(branch=0, text="short"), Text(branch=0, text="long " * 900), gen(0, 0, max_tokens=1)
+    )
+    failed = world.events[0]
+    assert isinstance(failed, BranchFailed)
+    text = str(errors.decode(failed.error))
+    assert "A prompt of 4,505 tokens + max_tokens=1 exceeds the context of 1,000." in text
+    assert "'long long long long long' (4,500 characters)" in text
+
+
 def test_a_failed_branch_fails_its_heirs_and_spares_its_siblings() -> None:
     world = World(scripted("ok"))
     world.submit(Root(branch=0), Text(branch=0, text="p"), Fork(branch=1, parent=0), Fork(branch=2, parent=0))
