@@ -171,6 +171,10 @@ class Engine(Generation):
             raise ParameterError(name="keep", value=keep, allowed="seconds >= 0")
         if isinstance(model_path, os.PathLike) or (isinstance(model_path, str) and os.path.isdir(model_path)):
             model_path = str(Path(model_path).expanduser().resolve())
+        for name in ("tokenizer_path", "chat_template"):  # the engine's processes have a working folder of their own
+            path = settings.get(name)
+            if isinstance(path, os.PathLike) or (isinstance(path, str) and os.path.exists(path)):
+                settings[name] = str(Path(path).expanduser().resolve())
         self.config = EngineConfig.of(model_path=model_path, **settings)
         self.keep = (KEEP_IN_NOTEBOOK_S if "ipykernel" in sys.modules else 0.0) if keep is None else float(keep)
         self.on_progress = on_progress

@@ -6,6 +6,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import psutil
@@ -14,6 +15,7 @@ import zmq
 
 from nbsgl.engine import wire
 from nbsgl.engine.handle import Engine
+from nbsgl.engine.link import SOCKET_OPTIONS
 from nbsgl.protocol import PROTOCOL_VERSION, GenDone
 from tests.process.tools import Program, until
 
@@ -127,3 +129,28 @@ def test_forged_nesting_is_survived(engine: Engine, raw: Raw) -> None:
     raw.socket.send(deep[:-1] + b"\x91" * 100_000 + b"\x00")
     raw.socket.send(deep[:-1] + b"\xdd\xff\xff\xff\xff")
     until(lambda: engine.status()["counters"]["wire.bad"] == 2)
+
+
+def test_foolish_arguments_are_survived(engine: Engine, raw: Raw) -> None:
+    front = engine.front_pid
+    raw.hello(pid=2**40)  # no process has that number: this client is gone at once
+    peer = Raw(engine)
+    peer.hello()
+    assert isinstance(peer.answer(), wire.Welcome)
+    for number, n in enumerate(["many", -5, 10**12, None]):
+        peer.socket.send(wire.encode(wire.AskFront(ask=number, what="log", args={"n": n})))
+        answer = peer.answer()
+        assert isinstance(answer, wire.Answer)
+        assert answer.error is None
+    peer.context.destroy(linger=0)
+    assert isinstance(Program(engine).wait(), GenDone)
+    assert engine.front_pid == front
+
+
+def test_socket_options_of_a_client(engine: Engine) -> None:
+    assert engine.info
+    found: Future[dict[int, int]] = Future()
+    socket = engine._link._socket
+    assert socket is not None
+    engine._loop.call(lambda: found.set_result({option: socket.getsockopt(option) for option in SOCKET_OPTIONS}))
+    assert found.result(5) == SOCKET_OPTIONS

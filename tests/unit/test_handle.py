@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
+from concurrent.futures import Future
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 
+from nbsgl.engine import io_loop
 from nbsgl.engine.generate import Request, requests, sampling
+from nbsgl.engine.handle import Engine
+from nbsgl.engine.io_loop import IoLoop
 from nbsgl.errors import Aborted, ParameterError, Unsupported, encode
 from nbsgl.protocol import (
     BranchFailed,
@@ -139,3 +147,34 @@ def test_a_failure_is_raised() -> None:
     [request], _ = made("Hi")
     with pytest.raises(Aborted):
         request.take(BranchFailed(branch=0, slot=0, error=encode(Aborted(by="x"))))
+
+
+def test_an_answer_that_comes_as_the_wait_ends_is_taken() -> None:
+    class Late(Future[str]):
+        """Its value arrives just after `result` gave up."""
+
+        num_asked = 0
+
+        def result(self, timeout: float | None = None) -> str:
+            self.num_asked += 1
+            if self.num_asked == 1:
+                self.set_result("here")
+                raise TimeoutError
+            return super().result(timeout)
+
+    loop = SimpleNamespace(thread=None, is_alive=True)
+    engine = SimpleNamespace(_loop=loop, _show_progress=lambda: None)
+    assert Engine._wait(engine, Late()) == "here"
+    assert Engine._wait(engine, Late(), 0.0) == "here"
+
+
+def test_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine may have been started from another folder."""
+    monkeypatch.setattr(io_loop, "shared", lambda: IoLoop())
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.jinja").write_text("x")
+    engine = Engine(chat_template="mine.jinja", tokenizer_path=tmp_path)
+    atexit.unregister(engine._at_exit)
+    engine._loop.close()
+    assert engine.config.chat_template == str((tmp_path / "mine.jinja").resolve())
+    assert engine.config.tokenizer_path == str(tmp_path.resolve())

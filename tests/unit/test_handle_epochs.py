@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import msgspec
+from types import SimpleNamespace
 
-from nbsgl.engine import wire
+import msgspec
+import pytest
+
+from nbsgl.engine import text_room, wire
 from nbsgl.engine.config import EngineConfig
-from nbsgl.engine.segments import Extend, Ready, ToWorker, Update
+from nbsgl.engine.segments import Extend, Ready, Sampled, ToWorker, Update
+from nbsgl.engine.templates import RoleFormats
 from nbsgl.engine.text_room import EventsOf, Outputs, TextRoom
 from nbsgl.errors import EngineDied, EngineStartFailed, NbsglError
 from nbsgl.protocol import BranchFailed, Close, Finish, Gen, GenDone, Root, SamplingParams, Tokens, pack_ids
@@ -27,17 +31,18 @@ READY = Ready(
 class Room:
     """A text room whose orders are carried out here and now."""
 
-    def __init__(self) -> None:
+    def __init__(self, **settings: object) -> None:
+        self.failed: list[NbsglError] = []
         self.frames: list[tuple[int, object]] = []
         self.events: list[EventsOf] = []
         self.lost: list[NbsglError] = []
         outputs = Outputs(
             output=self._output,
             ready=lambda epoch, info: None,
-            failed=lambda epoch, error: None,
+            failed=lambda epoch, error: self.failed.append(error),
             lost=lambda epoch, error: self.lost.append(error),
         )
-        self.room = TextRoom(EngineConfig.of(skip_tokenizer_init=True), outputs)
+        self.room = TextRoom(EngineConfig.of(**{"skip_tokenizer_init": True, **settings}), outputs)
 
     def _output(self, epoch: int, frames: list[bytes], events: list[EventsOf]) -> None:
         decode = msgspec.msgpack.Decoder(ToWorker).decode
@@ -111,3 +116,54 @@ def test_a_failed_start_ends_each_run_once() -> None:
 
 def test_all_messages_are_of_the_closed_unions() -> None:
     assert set(wire.ToFront.__args__).isdisjoint(wire.ToClient.__args__)
+
+
+def seeds(random_seed: int | None) -> list[int | None]:
+    """The seeds of ten runs that name none."""
+    room = Room(random_seed=random_seed)
+    room.room.worker_ready(1, READY)
+    for run in range(10):
+        room.submit(run)
+    posted = [message for _, message in room.frames if isinstance(message, Extend)]
+    return [part.params.seed for message in posted for part in message.segments if isinstance(part, Sampled)]
+
+
+def test_random_seed_draws_the_runs_seeds() -> None:
+    assert len(set(seeds(7))) == 10
+    assert seeds(7) == seeds(7)
+    assert seeds(7) != seeds(8)
+    assert seeds(None) != seeds(None)
+
+
+def read_texts(monkeypatch: pytest.MonkeyPatch, codec: object, formats: object) -> Room:
+    room = Room(skip_tokenizer_init=False)
+    monkeypatch.setattr(text_room.TextCodec, "load", lambda folder: codec)
+    monkeypatch.setattr(text_room, "role_formats", lambda folder, template: formats)
+    room.room.worker_ready(1, msgspec.structs.replace(READY, folder="/model"))
+    room.work()
+    return room
+
+
+@pytest.mark.parametrize(
+    ("writes_bos", "start_ids", "bos_id", "begins_with"),
+    [(True, (), 1, (1,)), (False, (), 1, ()), (True, (5, 6), 1, (5, 6)), (True, (), None, ())],
+)
+def test_a_bos_that_only_the_template_writes_begins_each_sequence(
+    monkeypatch: pytest.MonkeyPatch,
+    writes_bos: bool,
+    start_ids: tuple[int, ...],
+    bos_id: int | None,
+    begins_with: tuple[int, ...],
+) -> None:
+    codec = SimpleNamespace(start_ids=start_ids, bos_id=bos_id)
+    read_texts(monkeypatch, codec, RoleFormats({}, None, "model", writes_bos=writes_bos))
+    assert codec.start_ids == begins_with
+
+
+def test_texts_that_cannot_be_read_are_a_failed_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken in a way that no check foresaw: the front lives and says so."""
+    codec = SimpleNamespace(start_ids=(), bos_id=None)
+    room = read_texts(monkeypatch, codec, SimpleNamespace())  # no formats at all
+    [error] = room.failed
+    assert isinstance(error, EngineStartFailed)
+    assert (error.stage, error.reason) == ("texts", "AttributeError in /model")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -143,3 +144,29 @@ def test_start_times_tell_processes_apart() -> None:
     assert is_same(os.getpid(), mine)
     assert start_time(2**22 + 5) is None
     assert not is_stopped(os.getpid())
+
+
+def test_an_end_spares_the_folder_of_a_successor() -> None:
+    """Somebody removed the folder, and a new engine began in its place."""
+    folder = RuntimeFolder.open("k")
+    old = folder.try_lock()
+    assert old is not None
+    shutil.rmtree(folder.path)
+    assert not folder.is_owner(old)
+    new = RuntimeFolder.open("k").try_lock()
+    assert new is not None
+    folder.write(record(os.getpid(), my_start_time()))
+    folder.remove(old, keep_logs=False)
+    assert folder.read() is not None
+    assert folder.is_owner(new)
+    folder.remove(new, keep_logs=False)
+    assert not folder.path.exists()
+
+
+def test_a_lock_makes_the_folder_anew() -> None:
+    folder = RuntimeFolder.open("k")
+    folder.path.rmdir()  # an owner that ended
+    lock = folder.try_lock()
+    assert lock is not None
+    assert folder.path.stat().st_mode & 0o777 == 0o700
+    folder.remove(lock, keep_logs=False)

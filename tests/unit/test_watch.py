@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import socket
 import subprocess
 import threading
 import time
@@ -108,3 +109,49 @@ def test_socket_options() -> None:
         assert options[zmq.HEARTBEAT_IVL] == 5_000
     assert front.SOCKET_OPTIONS[zmq.ROUTER_MANDATORY] == 1
     assert link.SOCKET_OPTIONS[zmq.LINGER] == 0
+
+
+def test_a_number_taken_again_is_not_called_for_the_old_one() -> None:
+    """Both descriptors are ready in one poll; the first call closes the second one, whose number is taken anew."""
+    loop = IoLoop()
+    first, second = socket.socketpair(), socket.socketpair()
+    called: list[str] = []
+
+    def close_and_reuse() -> None:
+        called.append("first")
+        loop.unwatch(first[0].fileno())
+        loop.unwatch(second[0].fileno())
+        loop.watch(second[0].fileno(), lambda: called.append("new"))
+        loop.stop()
+
+    loop.watch(first[0].fileno(), close_and_reuse)
+    loop.watch(second[0].fileno(), lambda: called.append("old"))
+    for pair in (first, second):
+        pair[1].send(b"x")
+    loop.run()
+    assert called == ["first"]
+    loop.unwatch(second[0].fileno())
+    for one in (*first, *second):
+        one.close()
+    loop.close()
+
+
+def test_whoever_waits_for_a_loop_hears_of_its_crash() -> None:
+    loop = IoLoop()
+    heard: list[str] = []
+    loop.on_crash.append(lambda: heard.append("crash"))
+    loop.call(lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        loop.run()
+    assert heard == ["crash"]
+    loop.close()
+
+
+def test_no_process_has_such_a_number() -> None:
+    loop = IoLoop()
+    ended: list[int] = []
+    for pid in (-1, 2**40):
+        PidWatch(loop, pid, lambda pid=pid: ended.append(pid))
+    loop.tick()
+    assert sorted(ended) == [-1, 2**40]
+    loop.close()
