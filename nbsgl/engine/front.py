@@ -285,6 +285,7 @@ class Front:
         if self._linger is not None:
             self._linger.cancel()
         logger.info("client %d is process %d", client.number, client.pid)
+        serving = self._serving() if self.state == "serving" else None
         self._tell(
             client,
             wire.Welcome(
@@ -292,7 +293,8 @@ class Front:
                 version=nbsgl.__version__,
                 state=self.state,
                 epoch=self.supervisor.epoch,
-                info=self.info if self.state == "serving" else None,
+                info=serving.info if serving else None,
+                worker=serving.worker if serving else None,
             ),
         )
         if self.state == "starting" and self._phase is not None:

@@ -294,7 +294,7 @@ class Engine(Generation):
         self._check_process()
         try:
             return str(self._ask("log", n=n))
-        except EngineError:
+        except (EngineError, TimeoutError):
             from nbsgl.engine.log import tail
 
             folder = self._link.folder or RuntimeFolder(Path(os.devnull))
@@ -459,6 +459,7 @@ class Engine(Generation):
                 elif future is not None:
                     future.set_result(message.value)
             case wire.Welcome():
+                self._worker_pid = message.worker
                 if message.info is not None:
                     self._serves(message.info)
                 elif message.state == "down" and self._waiting:

@@ -124,9 +124,12 @@ class TextRoom:
             graph.submit(client, run, nodes)
         except Exception as error:  # a mistake of ours ends one run, not the engine
             logger.exception("a submission of run %d failed", run)
+            told = len(self._events)
+            graph.abort(client, run, None, by="a fault of the engine (see its log)")  # what was submitted before, too
             graph.close_run(client, run)
-            self._emit(client, run, wire.failures(nodes, errors.decode(errors.encode(error))))
-            self._never[client, run] = errors.decode(errors.encode(error))
+            failed = {event.branch for _, number, events in self._events[told:] if number == run for event in events}
+            self._never[client, run] = said = errors.decode(errors.encode(error))
+            self._emit(client, run, wire.failures([node for node in nodes if node.branch not in failed], said))
 
     def _abort(self, client: int, run: int, branches: list[int] | None, by: str) -> None:
         if self._graph is not None:

@@ -83,13 +83,14 @@ ToFront = Hello | Submit | Abort | CloseRun | Ack | AskFront | Bye
 
 
 class Welcome(Message, frozen=True, tag=True, kw_only=True):
-    """The answer to `Hello`.  `state` is the engine's; `info` is there once a worker has served."""
+    """The answer to `Hello`.  `state` is the engine's; `info` and `worker` are there while a worker serves."""
 
     pid: int
     version: str
     state: str
     epoch: int
     info: ModelInfo | None = None
+    worker: int | None = None
 
 
 class Refused(Message, frozen=True, tag=True, kw_only=True):

@@ -125,7 +125,7 @@ def test_kernel_sigkill_starts_linger(make: Make, home: Path) -> None:
     found = make(keep=30)
     assert found.info
     assert found.was_running
-    assert (found.front_pid, list_engines()[0].worker) == (front, worker)
+    assert (found.front_pid, found.worker_pid, list_engines()[0].worker) == (front, worker, worker)
     until(lambda: found.status()["clients"] == 1)
     until(lambda: found.snapshot().running == 0, 2.0)  # the dead client's request is gone
     assert isinstance(Program(found).wait(), GenDone)

@@ -167,3 +167,25 @@ def test_texts_that_cannot_be_read_are_a_failed_start(monkeypatch: pytest.Monkey
     [error] = room.failed
     assert isinstance(error, EngineStartFailed)
     assert (error.stage, error.reason) == ("texts", "AttributeError in /model")
+
+
+def test_a_fault_of_ours_ends_the_whole_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the run had submitted before is answered as well."""
+    room = Room()
+    room.room.worker_ready(1, READY)
+    room.submit(1)
+    room.submit(2)
+    graph = room.room._graph
+    assert graph is not None
+
+    def broken(*args: object) -> None:
+        raise AssertionError("a fault")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(graph, "submit", broken)
+        room.room.submit(1, 1, [Root(branch=3), Gen(branch=3, slot=9, params=SamplingParams())])
+        room.work()
+    events = [event for _, run, events in room.events if run == 1 for event in events]
+    assert sorted((event.branch, event.slot) for event in events) == [(0, 7), (3, 9)]
+    assert all(isinstance(event, BranchFailed) for event in events)
+    assert [run for _, run, _ in room.events if run == 2] == []
