@@ -95,3 +95,10 @@ def test_engines_without_any(monkeypatch, capsys):
     monkeypatch.setattr(info, "list_engines", list)
     assert main(["engines"]) == 0
     assert capsys.readouterr().out == "No engine is running.\n"
+
+
+def test_bench_takes_its_own_options(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", "--help"])
+    assert ended.value.code == 0
+    assert "--repeat" in capsys.readouterr().out

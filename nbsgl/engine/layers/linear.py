@@ -29,7 +29,8 @@ class Linear:
     def pack(self) -> None:
         """Replace the weight by a copy laid out for the CPU's kernels; nothing where `can_pack` is false.
 
-        Packed, a row's result is the same to the last bit however many rows are computed with it (AVX2, 1..512 rows).
+        Packed, a row's result is the same to the last bit however many rows are computed with it (checked on AVX2 for
+        1..200 rows).
         """
         if not self.is_packed and can_pack(self.weight.device, self.weight.dtype):
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, PACK_ROWS)

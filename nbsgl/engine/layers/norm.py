@@ -17,7 +17,7 @@ class Norm:
 
     torch's own is one kernel on CUDA but seven on a CPU, where `pack` prepares for three:
     with n the size, |x| the length, `x / hypot(|x|, sqrt(n * eps)) * (weight * sqrt(n))` is the same.
-    16 rows of 256 on one core: 14 -> 7 us; 512 rows of 896: 1,970 -> 160 us.
+    One row of 256 on one core: 12 -> 6 us, 16 rows: 14 -> 7 us.
     """
 
     weight: Tensor
