@@ -20,7 +20,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     `model_path` is "embedded", a local Hugging Face folder, or a hub name.  `device` "auto" takes CUDA if there is one.
     `num_slots` is the KV pool's size in tokens (None: measured from free memory times `mem_fraction_static`).
-    `chunked_prefill_size` is the token budget of a step.  `keep` seconds without a client, then the engine ends.
+    `chunked_prefill_size` is the token budget of a step.  `random_seed` makes the seeds that are drawn for runs without
+    one (and dummy weights) the same each time.
     """
 
     model_path: str = "embedded"
