@@ -218,6 +218,11 @@ class Engine(Generation):
         return self._wait(future, timeout)
 
     @property
+    def is_closed(self) -> bool:
+        """Whether this handle was let go of (`close`, `shutdown`, `stop`)."""
+        return self._is_closed
+
+    @property
     def is_ready(self) -> bool:
         """Whether a worker serves, as far as this process knows.  Never waits."""
         return self._is_serving

@@ -33,6 +33,11 @@ class Default:
         """The default backend if there is one; starts nothing."""
         return self._backend
 
+    @property
+    def is_off(self) -> bool:
+        """The user has set it to None: nothing starts by itself."""
+        return self._was_set and self._backend is None
+
     def set(self, backend: Any) -> None:
         with self._lock:
             self._backend = None if backend is None else unwrapped(backend)
@@ -65,7 +70,7 @@ class Default:
         found = self._backend
         if found is not None:
             return found
-        if self._was_set:
+        if self.is_off:
             raise NoBackend(
                 "No backend is set.",
                 hint="Call nbsgl.start() for the embedded model, or set_default_backend(nbsgl.Engine(model_path=...)).",

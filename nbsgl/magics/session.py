@@ -46,7 +46,7 @@ class Session:
             found = nbsgl.get_default_backend()
             if found is not None:
                 return found
-            if default._was_set and not self._has_stopped:
+            if default.is_off and not self._has_stopped:
                 return default.resolve()  # set to None by the user: `NoBackend` says how to set one
             return self.start("embedded")
         if model not in self._engines:

@@ -16,6 +16,7 @@ import pytest
 
 from nbsgl.engine.handle import Engine
 from nbsgl.errors import EngineDied, ModelNotFound, RequestTooLong
+from nbsgl.lang.default import Default
 from tests.process.tools import until
 
 pytestmark = pytest.mark.process
@@ -33,6 +34,19 @@ def engine(home: Path) -> Iterator[Engine]:
     assert "load" in phases
     yield engine
     engine.stop(force=True)
+
+
+def test_start_after_shutdown_starts_anew(home: Path) -> None:
+    default = Default()
+    default.make_engine = Engine
+    first = default.start(num_slots=4096, keep=0)
+    assert default.start(num_slots=4096, keep=0) is first
+    first.close()
+    second = default.start(num_slots=4096, keep=0)
+    assert isinstance(second, Engine)
+    assert second is not first
+    assert second.info.context_length == 4096
+    second.stop(force=True)
 
 
 def test_generate_stream_interrupt_and_death(engine: Engine) -> None:
