@@ -24,6 +24,7 @@ import zmq
 from nbsgl import errors
 from nbsgl.engine import io_loop, wire
 from nbsgl.engine.config import EngineConfig
+from nbsgl.engine.folders import check_model_path
 from nbsgl.engine.generate import Generation
 from nbsgl.engine.link import Ends, Link
 from nbsgl.engine.runtime import RuntimeFolder
@@ -176,6 +177,7 @@ class Engine(Generation):
             if isinstance(path, os.PathLike) or (isinstance(path, str) and os.path.exists(path)):
                 settings[name] = str(Path(path).expanduser().resolve())
         self.config = EngineConfig.of(model_path=model_path, **settings)
+        check_model_path(self.config.model_path)
         self.keep = (KEEP_IN_NOTEBOOK_S if "ipykernel" in sys.modules else 0.0) if keep is None else float(keep)
         self.on_progress = on_progress
         self._pid = os.getpid()

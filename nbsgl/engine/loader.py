@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,21 +12,19 @@ from nbsgl.engine import weights
 from nbsgl.engine.attention import create_attention
 from nbsgl.engine.config import EngineConfig
 from nbsgl.engine.device import check_weights_fit, choose_device, choose_dtype, plan_slots, set_num_threads
+from nbsgl.engine.folders import Progress, resolve_model
 from nbsgl.engine.kv_cache import KVCache
 from nbsgl.engine.layers.linear import can_pack
 from nbsgl.engine.layers.rope import Rope
 from nbsgl.engine.model_config import ModelConfig, read_model_config
 from nbsgl.engine.models.decoder import Decoder
 from nbsgl.engine.runner import ModelRunner
-from nbsgl.errors import ModelNotFound, ModelUnsupported, ParameterError
+from nbsgl.errors import ModelUnsupported, ParameterError
 
 log = logging.getLogger("nbsgl")
 
-EMBEDDED = Path(__file__).parent / "assets" / "tiny"
 # device type -> (max_running_requests, chunked_prefill_size): sequences at once, token budget of a step
 DEFAULTS = {"cpu": (32, 512), "cuda": (512, 8_192)}
-
-Progress = Callable[[float, str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,28 +46,6 @@ class LoadedModel:
     num_threads: int
     num_parameters: int
     eos_ids: tuple[int, ...]
-
-
-def resolve_model(path: str, progress: Progress = lambda fraction, note: None) -> Path:
-    """The model's folder: "embedded", a local folder, else a hub name (downloaded).  ModelNotFound otherwise."""
-    if path == "embedded":
-        folder = EMBEDDED
-    else:
-        folder = Path(path).expanduser()
-    if folder.is_dir():
-        return folder
-    if path == "embedded" or path.startswith((".", "/", "~")) or path.count("/") > 1 or folder.exists():
-        raise ModelNotFound(
-            f"model_path={path!r}: there is no folder {folder}.",
-            file=str(folder),
-            field="model_path",
-            value=path,
-            allowed="'embedded', a folder, or the name of a hub model",
-            hint="Check the path, or start the embedded model: model_path='embedded'.",
-        )
-    from nbsgl.engine.hub import download
-
-    return download(path, progress)
 
 
 def load(config: EngineConfig, *, progress: Progress = lambda fraction, note: None) -> LoadedModel:

@@ -26,7 +26,8 @@ import torch
 
 from nbsgl.engine.bench import Work, load_average, make_work, run_work
 from nbsgl.engine.config import EngineConfig
-from nbsgl.engine.loader import LoadedModel, load, resolve_model
+from nbsgl.engine.folders import resolve_model
+from nbsgl.engine.loader import LoadedModel, load
 
 Load = tuple[int, Work]  # how many requests at a time, and all of them
 

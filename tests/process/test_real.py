@@ -109,7 +109,6 @@ print(engine.front_pid, engine.was_running, answer["meta_info"]["cached_tokens"]
 
 
 def test_a_missing_model_says_so(home: Path) -> None:
-    engine = Engine("/no/such/model", keep=0)
     with pytest.raises(ModelNotFound, match="/no/such/model"):
-        engine.generate("x")
-    engine.close()
+        Engine("/no/such/model", keep=0)
+    assert not list(home.iterdir())  # refused at the door: no process was started

@@ -8,7 +8,7 @@ import huggingface_hub
 import pytest
 
 from nbsgl.engine import hub
-from nbsgl.engine.loader import resolve_model
+from nbsgl.engine.folders import resolve_model
 from nbsgl.errors import ModelNotFound
 
 
