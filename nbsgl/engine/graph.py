@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 
 import msgspec
 
@@ -33,6 +34,7 @@ from nbsgl.errors import (
     RequestTooLarge,
     RequestTooLong,
     TooManyBranches,
+    Unsupported,
     UsageError,
 )
 from nbsgl.protocol import (
@@ -44,6 +46,7 @@ from nbsgl.protocol import (
     Close,
     Fork,
     Gen,
+    GrammarSpec,
     Root,
     SamplingParams,
     Select,
@@ -268,9 +271,7 @@ class GraphRunner:
             return False
         params = self._resolved(node.params)
         if node.grammar:
-            if self.codec is None:
-                raise UsageError("a grammar needs a tokenizer.", hint="Start the engine without skip_tokenizer_init.")
-            grammar.check(node.grammar)
+            self._check_grammar(node.grammar)
         before = self._seqs.closed_run(branch)
         if branch.is_first and not before:
             before = self._begin_empty(branch)
@@ -288,6 +289,21 @@ class GraphRunner:
             take = self._sample_taker(branch, slot, i)
             self._seqs.helper(branch, slot, mine, take, after=branch.num_posted - 1)
         return True
+
+    def _check_grammar(self, spec: GrammarSpec) -> None:
+        if self.codec is None:
+            raise UsageError("a grammar needs a tokenizer.", hint="Start the engine without skip_tokenizer_init.")
+        if self._misspelt is not None:
+            raise Unsupported(
+                f"grammars need the bytes of every token, and this tokenizer's do not give back {self._misspelt!r}.",
+                hint="Leave the constraint out, or take another model.",
+            )
+        grammar.check(spec)
+
+    @cached_property
+    def _misspelt(self) -> str | None:
+        """A text that the tokenizer's bytes table gets wrong: then no mask could be trusted.  About 10 ms, once."""
+        return self.codec.self_test() if self.codec else None
 
     def _resolved(self, params: SamplingParams) -> SamplingParams:
         """Draw a seed if there is none; stop strings that are special tokens become stop ids."""

@@ -32,6 +32,10 @@ class ByteCodec:
     eos_ids = (EOS,)
     bos_id = None
     special_ids = frozenset({EOS})
+    misspelt: str | None = None
+
+    def self_test(self) -> str | None:
+        return self.misspelt
 
     def encode_run(self, pieces: Sequence[tuple[str, bool]], *, is_first: bool, lead: bytes = b"") -> list[int]:
         data = lead + "".join(text for text, _ in pieces).encode()

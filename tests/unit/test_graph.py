@@ -17,6 +17,7 @@ from nbsgl.protocol import (
     Fork,
     Gen,
     GenDone,
+    GrammarSpec,
     Root,
     SamplingParams,
     Select,
@@ -316,6 +317,19 @@ def test_special_stop_string_becomes_a_stop_id() -> None:
     world.submit(Root(branch=0), Text(branch=0, text="a"), gen(0, 0, stop=("<e>", "x")))
     params = next(m for m in world.worker.log if isinstance(m, Extend)).segments[-1].params
     assert (params.stop, params.stop_token_ids) == (("x",), (EOS,))
+
+
+def test_a_tokenizer_whose_bytes_are_wrong_is_refused_for_grammars_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ByteCodec, "misspelt", "é")
+    world = World(scripted("ok"))
+    spec = GrammarSpec(kind="regex", text="a")
+    world.submit(Root(branch=0), Text(branch=0, text="a"), gen(0, 0))
+    world.submit(Root(branch=1), Text(branch=1, text="a"), Gen(branch=1, slot=1, params=SamplingParams(), grammar=spec))
+    world.run()
+    assert world.results() == {0: "ok"}
+    failed = next(event for event in world.events if isinstance(event, BranchFailed))
+    assert isinstance(errors.decode(failed.error), errors.Unsupported)
+    assert "'é'" in str(errors.decode(failed.error))
 
 
 @pytest.mark.parametrize(
