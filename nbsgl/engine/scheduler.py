@@ -27,7 +27,7 @@ from nbsgl.engine.policy import POLICIES, order_waiting
 from nbsgl.engine.radix_cache import RadixCache
 from nbsgl.engine.request import ForcedRun, Queued, SeqState, Sequence
 from nbsgl.engine.segment_runs import Bounds
-from nbsgl.engine.segments import Sampled, Segment, Update
+from nbsgl.engine.segments import AbortSeqs, CloseSeq, Extend, Open, Sampled, Segment, Update
 from nbsgl.engine.stats import Stats
 from nbsgl.engine.stop import Ending, Refused, Vocab
 from nbsgl.errors import Aborted, EngineError, GrammarError, NumericalError, OutOfMemory, ParameterError
@@ -112,6 +112,18 @@ class Scheduler:
         self.kv = KVStore(self.pool, self.tree)
 
     # ---- the door
+
+    def take(self, message: Open | Extend | CloseSeq | AbortSeqs) -> None:
+        """Carry out one of the front's messages."""
+        match message:
+            case Open():
+                self.open(message.seq, message.parent, message.after)
+            case Extend():
+                self.extend(message.seq, message.first, message.generation, message.segments)
+            case CloseSeq():
+                self.close(message.seq)
+            case AbortSeqs():
+                self.abort(message.seqs)
 
     def open(self, seq: int, parent: int | None = None, after: int = 0) -> None:
         """A new sequence; with `parent`, a copy of its tokens at the end of its first `after` segments."""

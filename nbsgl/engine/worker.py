@@ -25,12 +25,8 @@ from nbsgl.engine import log, spawn, wire
 from nbsgl.engine.config import EngineConfig
 from nbsgl.engine.runtime import RuntimeFolder
 from nbsgl.engine.segments import (
-    AbortSeqs,
     Ask,
-    CloseSeq,
-    Extend,
     FromWorker,
-    Open,
     Phase,
     Ready,
     StartFailed,
@@ -123,18 +119,12 @@ class Worker:
 
     def _take(self, message: Any) -> None:
         match message:
-            case Open():
-                self.scheduler.open(message.seq, message.parent, message.after)
-            case Extend():
-                self.scheduler.extend(message.seq, message.first, message.generation, message.segments)
-            case CloseSeq():
-                self.scheduler.close(message.seq)
-            case AbortSeqs():
-                self.scheduler.abort(message.seqs)
             case Ask():
                 self._answer(message)
             case Stop():
                 self._is_stopping = True
+            case _:
+                self.scheduler.take(message)
 
     def _answer(self, ask: Ask) -> None:
         try:

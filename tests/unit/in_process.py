@@ -13,7 +13,6 @@ from nbsgl.engine import grammar, loader
 from nbsgl.engine.config import EngineConfig
 from nbsgl.engine.graph import GraphRunner
 from nbsgl.engine.scheduler import Limits, Scheduler
-from nbsgl.engine.segments import AbortSeqs, CloseSeq, Extend, Open, ToWorker
 from nbsgl.engine.templates import role_formats
 from nbsgl.engine.text import TextCodec
 from nbsgl.protocol import AnyNode, EngineSnapshot, Listener, ModelInfo
@@ -45,7 +44,7 @@ class InProcessEngine:
         self.scheduler = self.make_scheduler(strict, limits or {})
         self.graph = GraphRunner(
             self.codec,
-            send=self._to_worker,
+            send=self.scheduler.take,
             emit=lambda client, run, events: self._listeners.get(run, lambda events: None)(events),
             context_length=self.model.context_length,
             vocab_size=self.model.vocab_size,
@@ -77,17 +76,6 @@ class InProcessEngine:
             emit=lambda updates: self.graph.on_updates(updates),
             strict=strict,
         )
-
-    def _to_worker(self, message: ToWorker) -> None:
-        match message:
-            case Open():
-                self.scheduler.open(message.seq, message.parent, message.after)
-            case Extend():
-                self.scheduler.extend(message.seq, message.first, message.generation, message.segments)
-            case CloseSeq():
-                self.scheduler.close(message.seq)
-            case AbortSeqs():
-                self.scheduler.abort(message.seqs)
 
     def call(self, what: Callable[[], None] | None) -> None:
         self._calls.put(what)

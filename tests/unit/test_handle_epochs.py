@@ -9,23 +9,12 @@ import pytest
 
 from nbsgl.engine import text_room, wire
 from nbsgl.engine.config import EngineConfig
-from nbsgl.engine.segments import Extend, Ready, Sampled, ToWorker, Update
+from nbsgl.engine.segments import Extend, Sampled, ToWorker, Update
 from nbsgl.engine.templates import RoleFormats
 from nbsgl.engine.text_room import EventsOf, Outputs, TextRoom
 from nbsgl.errors import EngineDied, EngineStartFailed, NbsglError
 from nbsgl.protocol import BranchFailed, Close, Finish, Gen, GenDone, Root, SamplingParams, Tokens, pack_ids
-
-READY = Ready(
-    context_length=100,
-    vocab_size=50,
-    num_slots=100,
-    device="cpu",
-    device_reason="",
-    dtype="float32",
-    num_parameters=0,
-    eos_ids=[],
-    load_s=0.0,
-)
+from tests.unit.ready import READY
 
 
 class Room:

@@ -10,21 +10,10 @@ import pytest
 from nbsgl.engine.config import EngineConfig
 from nbsgl.engine.io_loop import IoLoop
 from nbsgl.engine.runtime import RuntimeFolder
-from nbsgl.engine.segments import Ready
 from nbsgl.engine.supervisor import Reports, Supervisor
 from nbsgl.errors import EngineCrashLoop, EngineDied, EngineError, EngineStartFailed, NbsglError
+from tests.unit.ready import READY
 
-READY = Ready(
-    context_length=100,
-    vocab_size=50,
-    num_slots=100,
-    device="cpu",
-    device_reason="",
-    dtype="float32",
-    num_parameters=0,
-    eos_ids=[],
-    load_s=0.0,
-)
 WHY = EngineError("asked for")
 
 
