@@ -6,8 +6,6 @@ Everything is queued on the device in the order of `launch`; what the host wants
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,14 +13,13 @@ import torch
 from torch import Tensor
 
 from nbsgl.engine.attention import AttentionBackend, Span
-from nbsgl.engine.batch import Batch, Row, RowResult, StepOutOfMemory
+from nbsgl.engine.batch import Batch, Row
+from nbsgl.engine.launched import LaunchedStep, Scored, memory_errors
 from nbsgl.engine.layers.rope import Rope
 from nbsgl.engine.sampler import Drawn, Sampler, logprobs_of
 from nbsgl.engine.transfer import index_of, to_device
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from nbsgl.engine.kv_cache import KVCache
     from nbsgl.engine.models.decoder import Decoder
 
@@ -48,13 +45,14 @@ class ModelRunner:
         Writes the rows' new slots to the page table, K and V of all its tokens, and the drawn tokens to `last_tokens`.
         Raises StepOutOfMemory; the page table keeps the new slots then, sending them again is harmless.
         """
-        with _memory_errors(self.device):
+        with memory_errors(self.device):
             self.cache.write_table([(row.row, row.slots_from, row.slots) for row in batch.rows])
             spans = _lay_out(batch.rows)
             hidden = self._forward(batch.rows, spans)
             drawn, drawn_rows = self._draw(batch.rows, spans, hidden)
             scored = [self._score(row, span, hidden) for row, span in zip(batch.rows, spans) if len(row.score)]
-            return LaunchedStep(batch.rows, drawn_rows, drawn, scored, self.device)
+            ids = None if drawn is None else torch.stack((drawn.tokens, drawn.is_finite.long()))
+            return LaunchedStep(batch.rows, drawn_rows, ids, drawn, scored, self.device)
 
     def forget(self) -> None:
         """All rows were taken away: drop what is held per row, and zero the pool (a fault may have left NaN)."""
@@ -98,76 +96,6 @@ class ModelRunner:
         return parts
 
 
-@dataclass(slots=True)
-class Scored:
-    """One chunk of scored positions, on the device: is_finite `[]`, logprobs `[n]`, top ids and values `[n, tops]`."""
-
-    is_finite: Tensor
-    logprobs: Tensor
-    top_ids: Tensor
-    top_logprobs: Tensor
-
-
-class LaunchedStep:
-    """A batch on its way.  On CUDA its small results are copied to the host behind it, and an event marks their end."""
-
-    def __init__(
-        self,
-        rows: list[Row],
-        drawn_rows: list[int],
-        drawn: Drawn | None,
-        scored: list[list[Scored]],
-        device: torch.device,
-    ) -> None:
-        self.rows, self.drawn_rows, self.drawn, self.scored = rows, drawn_rows, drawn, scored
-        self.device = device
-        self.ids = self.event = None
-        if drawn is not None:
-            self.ids = torch.stack((drawn.tokens, drawn.is_finite.long()))
-            if device.type == "cuda":
-                self.ids = self.ids.to("cpu", non_blocking=True)
-        if device.type == "cuda":
-            self.event = torch.cuda.Event()
-            self.event.record()
-
-    def result(self) -> list[RowResult]:
-        """One entry per row, in order.  Raises StepOutOfMemory."""
-        with _memory_errors(self.device):
-            if self.event is not None:
-                self.event.synchronize()
-            results = [RowResult() for _ in self.rows]
-            self._settle_drawn(results)
-            self._settle_scored(results)
-            return results
-
-    def _settle_drawn(self, results: list[RowResult]) -> None:
-        if self.drawn is None or self.ids is None:
-            return
-        tokens, is_finite = self.ids.tolist()
-        for i, token, good in zip(self.drawn_rows, tokens, is_finite):
-            results[i].token, results[i].is_finite = token, bool(good)
-        drawn = self.drawn
-        if drawn.logprobs is None or drawn.top_ids is None or drawn.top_logprobs is None:
-            return
-        tops = zip(drawn.top_ids.tolist(), drawn.top_logprobs.tolist())
-        for line, logprob, (ids, values) in zip(drawn.logprob_lines, drawn.logprobs.tolist(), tops):
-            i = self.drawn_rows[line]
-            params = self.rows[i].params
-            assert params is not None
-            results[i].logprob = logprob
-            results[i].top = list(zip(ids, values))[: params.top_logprobs_num]
-
-    def _settle_scored(self, results: list[RowResult]) -> None:
-        scoring = [i for i, row in enumerate(self.rows) if len(row.score)]
-        for i, parts in zip(scoring, self.scored):
-            for part in parts:
-                results[i].is_finite &= bool(part.is_finite)
-                results[i].scores += part.logprobs.tolist()
-                if self.rows[i].score_top:
-                    pairs = zip(part.top_ids.tolist(), part.top_logprobs.tolist())
-                    results[i].score_tops += [list(zip(ids, values)) for ids, values in pairs]
-
-
 # ---- rows to tokens ------------------------------------------------------------------------------------------------
 
 
@@ -206,18 +134,3 @@ def _patched(ids: Tensor, known: Tensor, places: list[int]) -> Tensor:
 
 def _begin(span: Span) -> int:
     return span.begin
-
-
-@contextmanager
-def _memory_errors(device: torch.device) -> Iterator[None]:
-    """Turn running out of memory into StepOutOfMemory, with the allocator's cache emptied."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-        raise StepOutOfMemory(str(error)[:200]) from error
-    except RuntimeError as error:
-        if "not enough memory" not in str(error) and "can't allocate memory" not in str(error):
-            raise
-        raise StepOutOfMemory(str(error)[:200]) from error

@@ -22,3 +22,11 @@ def to_device(
 def index_of(lines: Sequence[int], device: torch.device) -> Tensor:
     """int64 index."""
     return to_device(lines, device, torch.int64)
+
+
+def to_host(tensor: Tensor) -> Tensor:
+    """The tensor on the host; for CUDA a pinned copy that is there when the stream has come so far."""
+    if tensor.device.type == "cpu":
+        return tensor
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)

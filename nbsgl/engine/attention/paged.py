@@ -62,6 +62,7 @@ class PagedAttention(Protocol):
     """Made for one KV cache; planned once a step, then called once per layer."""
 
     name: str
+    generation: int  # changes when what graphs read has moved: those captured before are void
 
     def plan(self, layout: Layout, *, is_graph: bool) -> None:
         """The host's work of one step: never waits for the device.

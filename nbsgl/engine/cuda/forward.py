@@ -1,0 +1,198 @@
+"""The decoder's forward pass in fused kernels, over the model's own tensors: three ways through a layer.
+
+* one token: own GEMVs with norm, residual and activation folded in, attention in one launch;
+* few sequences, one token each: library products, attention in one launch with rotation and KV write in it;
+* any tokens: rotation and KV write in a kernel of their own, then the attention backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+
+import torch
+from torch import Tensor
+
+from nbsgl.engine.attention.paged import PagedAttention
+from nbsgl.engine.cuda.inputs import DeviceInputs
+from nbsgl.engine.kernels.decode_attention import DecodeScratch, decode_attention
+from nbsgl.engine.kernels.fused import add_rmsnorm, embed, rmsnorm_rows, silu_mul
+from nbsgl.engine.kernels.gemv import gemv
+from nbsgl.engine.kernels.invariant_matmul import invariant_matmul
+from nbsgl.engine.kernels.rope_kv import rope_kv
+from nbsgl.engine.kv_cache import KVCache
+from nbsgl.engine.layers.linear import Linear
+from nbsgl.engine.layers.rope import Rope
+from nbsgl.engine.models.decoder import Decoder, Layer
+
+MAX_FUSED = 8  # sequences up to which one launch of decode attention beats the library (performance.md 4.1)
+
+
+class Way(Enum):
+    """How a step goes through the layers."""
+
+    ONE = auto()  # a single decoding token
+    FEW = auto()  # at most MAX_FUSED decoding tokens, each of its own sequence
+    ANY = auto()  # any tokens; the attention backend has been planned
+
+
+@dataclass(slots=True)
+class Hidden:
+    """The residual stream `[num_tokens, hidden]`, and what is still to be added to it (None: nothing, one token)."""
+
+    residual: Tensor
+    added: Tensor | None
+
+
+@dataclass(slots=True)
+class Forward:
+    """Hidden states and logits of flat tokens.  All is queued on the current stream; nothing waits for the device."""
+
+    model: Decoder
+    cache: KVCache
+    attention: PagedAttention
+    rope: Rope
+    scratch: DecodeScratch
+    last_tokens: Tensor
+    pdl: bool
+    deterministic: bool = False
+
+    def hidden(self, way: Way, inputs: DeviceInputs) -> Hidden:
+        """Through all layers.  Writes K and V of all tokens at their slots."""
+        model = self.model
+        residual = self._empty(inputs.tokens.shape[0], model.config.hidden_size)
+        embed(inputs.tokens, inputs.rows, self.last_tokens, model.embedding, residual, pdl=self.pdl)
+        if way is Way.ONE:
+            self._one(inputs, residual)
+            return Hidden(residual, None)
+        attend = self._attend_few if way is Way.FEW else self._attend_any
+        added: Tensor | None = None
+        for idx, layer in enumerate(model.layers):
+            added = self._layer(idx, layer, added, residual, inputs, attend)
+        return Hidden(residual, added)
+
+    def logits(self, hidden: Hidden, index: Tensor, out: Tensor) -> None:
+        """Logits in the model's dtype of the tokens `index` int32 `[n]`, into `out` `[n, vocab]`."""
+        model, norm = self.model, self.model.norm
+        if hidden.added is None:
+            gemv(model.head.weight, hidden.residual[0], out[0], norm_weight=norm.weight, eps=norm.eps, pdl=self.pdl)
+            return
+        normed = self._empty(index.shape[0], model.config.hidden_size)
+        rmsnorm_rows(hidden.added, hidden.residual, index, norm.weight, norm.eps, normed, pdl=self.pdl)
+        self._matmul(model.head, normed, out)
+
+    # ---- one token -----------------------------------------------------------------------------------------------
+
+    def _one(self, inputs: DeviceInputs, residual: Tensor) -> None:
+        c, pdl, x = self.model.config, self.pdl, residual[0]
+        for idx, layer in enumerate(self.model.layers):
+            qkv = self._empty(1, layer.qkv.weight.shape[0])
+            norm = layer.input_norm
+            gemv(layer.qkv.weight, x, qkv[0], norm_weight=norm.weight, eps=norm.eps, bias=layer.qkv.bias, pdl=pdl)
+            mixed = self._empty(1, c.num_heads * c.head_dim)
+            self._decode(idx, layer, qkv, inputs, mixed)
+            gemv(layer.o.weight, mixed[0], x, residual=x, bias=layer.o.bias, pdl=pdl)
+            active = self._empty(1, c.intermediate_size)
+            norm = layer.post_norm
+            gemv(
+                layer.gate_up.weight,
+                x,
+                active[0],
+                norm_weight=norm.weight,
+                eps=norm.eps,
+                bias=layer.gate_up.bias,
+                silu=True,
+                pdl=pdl,
+            )
+            gemv(layer.down.weight, active[0], x, residual=x, bias=layer.down.bias, pdl=pdl)
+
+    # ---- several -------------------------------------------------------------------------------------------------
+
+    def _layer(
+        self,
+        idx: int,
+        layer: Layer,
+        added: Tensor | None,
+        residual: Tensor,
+        inputs: DeviceInputs,
+        attend: Callable[[int, Layer, Tensor, DeviceInputs], Tensor],
+    ) -> Tensor:
+        pdl = self.pdl
+        normed = torch.empty_like(residual)
+        add_rmsnorm(added, residual, layer.input_norm.weight, layer.input_norm.eps, normed, pdl=pdl)
+        mixed = attend(idx, layer, self._matmul(layer.qkv, normed), inputs)
+        added = self._matmul(layer.o, mixed)
+        add_rmsnorm(added, residual, layer.post_norm.weight, layer.post_norm.eps, normed, pdl=pdl)
+        gate_up = self._matmul(layer.gate_up, normed)
+        active = self._empty(residual.shape[0], self.model.config.intermediate_size)
+        silu_mul(gate_up, active, pdl=pdl)
+        return self._matmul(layer.down, active)
+
+    def _attend_few(self, idx: int, layer: Layer, qkv: Tensor, inputs: DeviceInputs) -> Tensor:
+        mixed = self._empty(qkv.shape[0], self.model.q_size)
+        self._decode(idx, layer, qkv, inputs, mixed)
+        return mixed
+
+    def _attend_any(self, idx: int, layer: Layer, qkv: Tensor, inputs: DeviceInputs) -> Tensor:
+        c, num_tokens = self.model.config, qkv.shape[0]
+        q = self._empty(num_tokens, c.num_heads, c.head_dim)
+        rope_kv(
+            qkv,
+            q,
+            self.cache.k[idx],
+            self.cache.v[idx],
+            self.cache.table,
+            inputs.rows,
+            inputs.positions,
+            self.rope.cos,
+            self.rope.sin,
+            num_heads=c.num_heads,
+            q_norm=_weight(layer.q_norm),
+            k_norm=_weight(layer.k_norm),
+            eps=c.rms_eps,
+            pdl=self.pdl,
+        )
+        mixed = torch.empty_like(q)
+        self.attention.attend(idx, q, mixed)
+        return mixed.view(num_tokens, -1)
+
+    def _decode(self, idx: int, layer: Layer, qkv: Tensor, inputs: DeviceInputs, out: Tensor) -> None:
+        c = self.model.config
+        decode_attention(
+            qkv,
+            out,
+            self.cache.k[idx],
+            self.cache.v[idx],
+            self.cache.table,
+            inputs.rows,
+            inputs.kv_lens,
+            self.rope.cos,
+            self.rope.sin,
+            num_heads=c.num_heads,
+            q_norm=_weight(layer.q_norm),
+            k_norm=_weight(layer.k_norm),
+            eps=c.rms_eps,
+            scratch=self.scratch,
+            pdl=self.pdl,
+        )
+
+    # ---- parts ---------------------------------------------------------------------------------------------------
+
+    def _matmul(self, linear: Linear, x: Tensor, out: Tensor | None = None) -> Tensor:
+        if out is None:
+            out = self._empty(x.shape[0], linear.weight.shape[0])
+        if self.deterministic:
+            invariant_matmul(x, linear.weight, out, bias=linear.bias)
+        elif linear.bias is None:
+            torch.mm(x, linear.weight.t(), out=out)
+        else:
+            torch.addmm(linear.bias, x, linear.weight.t(), out=out)
+        return out
+
+    def _empty(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=self.model.dtype, device=self.model.device)
+
+
+def _weight(norm: object) -> Tensor | None:
+    return None if norm is None else norm.weight  # type: ignore[attr-defined]

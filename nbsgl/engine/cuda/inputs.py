@@ -1,0 +1,207 @@
+"""One step's small numbers: from the rows of a batch to one int32 block, copied to the device at once.
+
+The block holds four columns over tokens, then six over *wanted* tokens (those whose logits are computed: the drawing
+rows' last tokens first, then scored positions).  Its place on the device is the same each step, so that graphs can
+read it; copies and steps are queued on one stream, so a step never sees the next one's numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nbsgl.engine.attention.paged import ExtendSpan
+from nbsgl.engine.batch import Row
+from nbsgl.engine.cuda.draws import DrawTable
+
+TOKEN_COLS = 4  # token id (-1: the row's last drawn), page-table row, position, position + 1
+WANTED_COLS = 6  # index of the token, page-table row, 1 if drawn, temperature (float32 bits), two keys
+FED_BACK = -1
+NUM_STAGES = 4  # pinned blocks in turn: at most two steps are in flight
+
+
+@dataclass(slots=True)
+class StepTokens:
+    """The flat tokens of a step.  int32 arrays `[num_tokens]`; singles first, then extends (see `attention.paged`).
+
+    `drawing` and `scoring` are the rows that do; `wanted` the flat indices of the tokens whose logits are wanted: the
+    last of each drawing row, then the scored ones.
+    """
+
+    tokens: np.ndarray
+    rows: np.ndarray
+    positions: np.ndarray
+    num_singles: int
+    extends: list[ExtendSpan]
+    drawing: list[int]
+    scoring: list[int]
+    wanted: list[int]
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def num_wanted(self) -> int:
+        return len(self.wanted)
+
+
+def lay_out(rows: Sequence[Row], *, extends_are_singles: bool) -> StepTokens:
+    """Lay the rows out flat; extends of several tokens become singles, token by token, if asked for."""
+    if all(row.num_tokens == 1 for row in rows):
+        return _lay_out_singles(rows)
+    order = [i for i, row in enumerate(rows) if row.num_tokens == 1 or extends_are_singles]
+    num_singles = sum(rows[i].num_tokens for i in order)
+    longer = [] if extends_are_singles else [i for i, row in enumerate(rows) if row.num_tokens > 1]
+    total = sum(row.num_tokens for row in rows)
+    tokens, table_rows, positions = np.empty((3, total), np.int32)
+    begins = [0] * len(rows)
+    at = 0
+    for i in (*order, *longer):
+        row, end = rows[i], at + rows[i].num_tokens
+        begins[i] = at
+        known = row.history[row.start : row.start + row.num_tokens]
+        tokens[at:end] = FED_BACK if row.is_fed_back else known
+        table_rows[at:end] = row.row
+        positions[at:end] = range(row.start, row.start + row.num_tokens)
+        at = end
+    spans = [ExtendSpan(rows[i].row, rows[i].num_tokens, rows[i].start + rows[i].num_tokens) for i in longer]
+    return StepTokens(
+        tokens,
+        table_rows,
+        positions,
+        num_singles,
+        spans,
+        *_wanted(rows, begins),
+    )
+
+
+def _lay_out_singles(rows: Sequence[Row]) -> StepTokens:
+    """The usual step, quickly: one token a row."""
+    num = len(rows)
+    tokens = np.fromiter((FED_BACK if r.is_fed_back else r.history[r.start] for r in rows), np.int32, num)
+    return StepTokens(
+        tokens,
+        np.fromiter((r.row for r in rows), np.int32, num),
+        np.fromiter((r.start for r in rows), np.int32, num),
+        num,
+        [],
+        *_wanted(rows, range(num)),
+    )
+
+
+def _wanted(rows: Sequence[Row], begins: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
+    """Which rows draw, which score, and the flat indices of the tokens whose logits they want."""
+    drawing = [i for i, row in enumerate(rows) if row.params is not None]
+    scoring = [i for i, row in enumerate(rows) if len(row.score)]
+    wanted = [begins[i] + rows[i].num_tokens - 1 for i in drawing]
+    for i in scoring:
+        first = begins[i] + rows[i].score.start - rows[i].start
+        wanted.extend(range(first, first + len(rows[i].score)))
+    return drawing, scoring, wanted
+
+
+@dataclass(slots=True)
+class DeviceInputs:
+    """Views of the block on the device, int32 but `temperatures` (float32); the first four `[num_tokens]`.
+
+    `index`, `wanted_rows`, `flags`, `temperatures` `[num_wanted]`, `keys` `[num_wanted, 2]`.  The columns of rows and
+    lengths on the host stay as they are until NUM_STAGES - 1 more steps are sent.
+    """
+
+    tokens: Tensor
+    rows: Tensor
+    positions: Tensor
+    kv_lens: Tensor
+    index: Tensor
+    wanted_rows: Tensor
+    flags: Tensor
+    temperatures: Tensor
+    keys: Tensor
+    rows_on_host: np.ndarray
+    kv_lens_on_host: np.ndarray
+
+
+class InputBlock:
+    """The block on the device with its pinned counterparts, for steps of at most `max_tokens` and `max_wanted`."""
+
+    def __init__(self, max_tokens: int, max_wanted: int, padding_row: int, device: torch.device) -> None:
+        size = TOKEN_COLS * max_tokens + WANTED_COLS * max_wanted
+        self.max_tokens, self.max_wanted, self.padding_row = max_tokens, max_wanted, padding_row
+        is_cuda = device.type == "cuda"
+        self._stages = [torch.zeros(size, dtype=torch.int32, pin_memory=is_cuda) for _ in range(NUM_STAGES)]
+        self._arrays = [stage.numpy() for stage in self._stages]
+        self._next = 0
+        self._block = torch.zeros(size, dtype=torch.int32, device=device)
+
+    def send(
+        self, step: StepTokens, batch_rows: Sequence[Row], draws: DrawTable, num_tokens: int, num_wanted: int
+    ) -> DeviceInputs:
+        """Queue the copy of a step's numbers, padded to `num_tokens` tokens and `num_wanted` wanted ones."""
+        columns, wanted = self._stage(num_tokens, num_wanted)
+        self._fill_tokens(columns, step)
+        self._fill_wanted(wanted, num_wanted, step, batch_rows, draws)
+        return self._copy(columns, num_wanted)
+
+    def send_padding(self, num_tokens: int, num_wanted: int) -> DeviceInputs:
+        """Queue a step of padding only: it computes nothing that anyone reads."""
+        columns, wanted = self._stage(num_tokens, num_wanted)
+        columns[0], columns[1], columns[2], columns[3] = 0, self.padding_row, 0, 1
+        wanted[:] = 0
+        wanted[num_wanted : 2 * num_wanted] = self.padding_row
+        return self._copy(columns, num_wanted)
+
+    def _stage(self, num_tokens: int, num_wanted: int) -> tuple[np.ndarray, np.ndarray]:
+        """The next pinned block's columns over tokens, and what lies behind them."""
+        split, size = TOKEN_COLS * num_tokens, TOKEN_COLS * num_tokens + WANTED_COLS * num_wanted
+        self._next = (self._next + 1) % NUM_STAGES
+        host = self._arrays[self._next]
+        assert size <= len(host), "a step is no larger than the block was made for"
+        return host[:split].reshape(TOKEN_COLS, num_tokens), host[split:size]
+
+    def _copy(self, columns: np.ndarray, num_wanted: int) -> DeviceInputs:
+        num_tokens = columns.shape[1]
+        split, end = TOKEN_COLS * num_tokens, TOKEN_COLS * num_tokens + WANTED_COLS * num_wanted
+        self._block[:end].copy_(self._stages[self._next][:end], non_blocking=True)
+        by_token = self._block[:split].view(TOKEN_COLS, num_tokens)
+        by_wanted = self._block[split : split + 4 * num_wanted].view(4, num_wanted)
+        return DeviceInputs(
+            *by_token.unbind(0),
+            index=by_wanted[0],
+            wanted_rows=by_wanted[1],
+            flags=by_wanted[2],
+            temperatures=by_wanted[3].view(torch.float32),
+            keys=self._block[split + 4 * num_wanted : end].view(num_wanted, 2),
+            rows_on_host=columns[1],
+            kv_lens_on_host=columns[3],
+        )
+
+    def _fill_tokens(self, columns: np.ndarray, step: StepTokens) -> None:
+        num = step.num_tokens
+        columns[0, :num], columns[1, :num], columns[2, :num] = step.tokens, step.rows, step.positions
+        columns[0, num:], columns[1, num:], columns[2, num:] = 0, self.padding_row, 0
+        np.add(columns[2], 1, out=columns[3])
+
+    def _fill_wanted(
+        self, block: np.ndarray, num_wanted: int, step: StepTokens, batch_rows: Sequence[Row], draws: DrawTable
+    ) -> None:
+        columns = block[: 4 * num_wanted].reshape(4, num_wanted)
+        keys = block[4 * num_wanted :].reshape(num_wanted, 2)
+        index = step.wanted
+        num_drawn = len(step.drawing)
+        columns[0, : len(index)] = index
+        columns[0, len(index) :] = 0
+        columns[1:, num_drawn:] = 0
+        columns[1, num_drawn:] = self.padding_row
+        keys[num_drawn:] = 0
+        if num_drawn:
+            drawing = [batch_rows[i] for i in step.drawing]
+            places = np.fromiter((row.row for row in drawing), np.int32, num_drawn)
+            columns[1, :num_drawn] = places
+            columns[2, :num_drawn] = 1
+            columns[3, :num_drawn] = draws.temperatures[places].view(np.int32)
+            keys[:num_drawn] = draws.keys(places, np.fromiter((row.run_idx for row in drawing), np.int64, num_drawn))

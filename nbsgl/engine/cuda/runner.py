@@ -1,0 +1,255 @@
+"""Carries batches out on CUDA.  Everything is queued behind what is queued already; only `Launched.result` waits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from nbsgl.engine.attention.paged import Layout, PagedAttention, SharedPrefix
+from nbsgl.engine.batch import Batch, Row
+from nbsgl.engine.cuda.draws import DrawTable
+from nbsgl.engine.cuda.forward import Forward, Hidden, Way
+from nbsgl.engine.cuda.graphs import MAX_BUCKET, SIZES, GraphKey, Graphs, bucket_of, way_of
+from nbsgl.engine.cuda.inputs import DeviceInputs, InputBlock, StepTokens, lay_out
+from nbsgl.engine.kernels.decode_attention import DecodeScratch
+from nbsgl.engine.kernels.draw import DrawScratch, draw
+from nbsgl.engine.kv_cache import KVCache
+from nbsgl.engine.launched import LaunchedStep, Scored, memory_errors
+from nbsgl.engine.layers.rope import Rope
+from nbsgl.engine.models.decoder import Decoder
+from nbsgl.engine.sampler import Drawn, Sampler, logprobs_of
+from nbsgl.engine.transfer import index_of
+
+# An extend goes token by token through a graph if the step reads no more positions than this: about 6 ms of attention
+# on an 8B, as long as the host takes to launch the layers one by one.
+MAX_SMALL_READS = 200_000
+
+
+class CudaRunner:
+    """Implements `batch.Runner`.  With `use_graphs` False the host launches every kernel: the tests' slow path."""
+
+    def __init__(
+        self,
+        model: Decoder,
+        cache: KVCache,
+        attention: PagedAttention,
+        rope: Rope,
+        *,
+        max_running: int,
+        max_tokens: int,
+        deterministic: bool = False,
+    ) -> None:
+        self.model, self.cache, self.attention, self.rope = model, cache, attention, rope
+        self.device = cache.device
+        is_cuda = self.device.type == "cuda"
+        self.max_running = max_running
+        self.max_drawn = max(max_running, MAX_BUCKET)
+        self._generation = attention.generation
+        self.max_tokens = max(max_tokens, MAX_BUCKET)
+        self.deterministic = deterministic
+        self.use_graphs = is_cuda and not deterministic
+        # the token drawn last for each row of the page table: the next step's input before the host has seen it
+        self.last_tokens = torch.zeros(max_running + 1, dtype=torch.int32, device=self.device)
+        self.logits = torch.empty((self.max_drawn, model.config.vocab_size), dtype=model.dtype, device=self.device)
+        self.drawn = torch.zeros(2 * self.max_drawn, dtype=torch.int32, device=self.device)
+        self.draw_scratch = DrawScratch(self.max_drawn, self.device)
+        self.block = InputBlock(self.max_tokens, self.max_tokens + self.max_drawn, cache.padding_row, self.device)
+        self.draws = DrawTable(max_running)
+        self.sampler = Sampler(model.config.vocab_size, self.device, self.last_tokens)
+        self.forward = Forward(
+            model,
+            cache,
+            attention,
+            rope,
+            DecodeScratch(model.config, self.device),
+            self.last_tokens,
+            pdl=is_cuda and torch.cuda.get_device_capability(self.device)[0] >= 9,
+            deterministic=deterministic,
+        )
+        self.graphs = Graphs() if is_cuda else None
+
+    @torch.inference_mode()
+    def launch(self, batch: Batch) -> LaunchedStep:
+        """Queue the batch on the device.
+
+        Writes the rows' new slots to the page table, K and V of all its tokens, and the drawn tokens to `last_tokens`.
+        Raises StepOutOfMemory; the page table keeps the new slots then, sending them again is harmless.
+        """
+        with memory_errors(self.device):
+            self.cache.write_table([(row.row, row.slots_from, row.slots) for row in batch.rows if len(row.slots)])
+            step = self._lay_out(batch.rows)
+            drawing = [batch.rows[i] for i in step.drawing]
+            is_plain = self.draws.note(drawing)
+            bucket = self._bucket(step)
+            if bucket is None:
+                return self._launch_eagerly(batch, step, drawing, is_plain)
+            return self._launch_graph(batch, step, drawing, is_plain, bucket)
+
+    def forget(self) -> None:
+        """All rows were taken away: drop what is held per row, and zero the pool (a fault may have left NaN)."""
+        with torch.inference_mode():
+            self.sampler.forget()
+            self.last_tokens.zero_()
+            self.cache.clear()
+
+    # ---- how to go -------------------------------------------------------------------------------------------------
+
+    def _lay_out(self, rows: list[Row]) -> StepTokens:
+        total = sum(row.num_tokens for row in rows)
+        if total == len(rows) or self.deterministic or total > MAX_BUCKET:
+            return lay_out(rows, extends_are_singles=False)
+        reads = sum(row.num_tokens * (row.start + row.num_tokens) for row in rows)
+        return lay_out(rows, extends_are_singles=self.use_graphs and reads <= MAX_SMALL_READS)
+
+    def _bucket(self, step: StepTokens) -> int | None:
+        """The padded size of the graph that the step is to go through; None: launched kernel by kernel."""
+        if not self.use_graphs or step.extends:
+            return None
+        return bucket_of(max(step.num_tokens, step.num_wanted))
+
+    # ---- kernel by kernel ------------------------------------------------------------------------------------------
+
+    def _launch_eagerly(self, batch: Batch, step: StepTokens, drawing: list[Row], is_plain: bool) -> LaunchedStep:
+        inputs = self.block.send(step, batch.rows, self.draws, step.num_tokens, step.num_wanted)
+        self.attention.plan(_layout(step, inputs, batch.shared), is_graph=False)
+        hidden = self.forward.hidden(Way.ANY, inputs)
+        num = len(drawing)
+        if num:
+            self.forward.logits(hidden, inputs.index[:num], self.logits[:num])
+            if is_plain:
+                self._draw_plain(inputs, num)
+        ids, drawn = self._drawn(drawing, num, is_plain)
+        scored = self._score_hidden(batch.rows, step, hidden, inputs)
+        return LaunchedStep(batch.rows, step.drawing, ids, drawn, scored, self.device)
+
+    def _score_hidden(
+        self, rows: list[Row], step: StepTokens, hidden: Hidden, inputs: DeviceInputs
+    ) -> list[list[Scored]]:
+        """Log-probabilities of `history[p + 1]` for the scored positions p, a bounded part of the logits at a time."""
+        scored = []
+        begin = len(step.drawing)
+        for i in step.scoring:
+            parts = []
+            for first in range(rows[i].score.start, rows[i].score.stop, self.max_drawn):
+                stop = min(first + self.max_drawn, rows[i].score.stop)
+                index = inputs.index[begin : begin + stop - first]
+                begin += stop - first
+                logits = self.logits[: stop - first]
+                self.forward.logits(hidden, index, logits)
+                parts.append(self._scored(rows[i], range(first, stop), logits))
+            scored.append(parts)
+        return scored
+
+    # ---- through a graph -------------------------------------------------------------------------------------------
+
+    def _launch_graph(
+        self, batch: Batch, step: StepTokens, drawing: list[Row], is_plain: bool, bucket: int
+    ) -> LaunchedStep:
+        key = GraphKey(way_of(bucket, is_decode=step.num_tokens == len(batch.rows)), bucket, draws=is_plain)
+        graph = self._graph(key)
+        inputs = self.block.send(step, batch.rows, self.draws, bucket, bucket)
+        if key.way is Way.ANY:
+            self.attention.plan(_layout(step, inputs), is_graph=True)
+        graph.replay()
+        ids, drawn = self._drawn(drawing, bucket, is_plain)
+        scored = self._score_logits(batch.rows, step)
+        return LaunchedStep(batch.rows, step.drawing, ids, drawn, scored, self.device)
+
+    def _graph(self, key: GraphKey) -> torch.cuda.CUDAGraph:
+        """The graph of that key, captured if it is new or if what it reads has moved."""
+        assert self.graphs is not None, "only on CUDA"
+        if self.attention.generation != self._generation:
+            self._generation = self.attention.generation
+            self.graphs.forget()
+        graph = self.graphs.find(key)
+        return self._capture(key) if graph is None else graph
+
+    def _capture(self, key: GraphKey) -> torch.cuda.CUDAGraph:
+        assert self.graphs is not None, "only on CUDA"
+        inputs = self.block.send_padding(key.num_tokens, key.num_tokens)
+        if key.way is Way.ANY:
+            self.attention.plan(_padding_layout(inputs), is_graph=True)
+
+        def run() -> None:
+            hidden = self.forward.hidden(key.way, inputs)
+            self.forward.logits(hidden, inputs.index, self.logits[: key.num_tokens])
+            if key.draws:
+                self._draw_plain(inputs, key.num_tokens)
+
+        return self.graphs.capture(key, run)
+
+    def _score_logits(self, rows: list[Row], step: StepTokens) -> list[list[Scored]]:
+        """The same as `_score_hidden`, of logits that a graph has left behind those of the drawing rows."""
+        scored = []
+        begin = len(step.drawing)
+        for i in step.scoring:
+            end = begin + len(rows[i].score)
+            scored.append([self._scored(rows[i], rows[i].score, self.logits[begin:end])])
+            begin = end
+        return scored
+
+    def prepare_next(self) -> bool:
+        """For idle moments: capture the next graph that decoding may need, smallest first; False when all are there."""
+        if not self.use_graphs or self.graphs is None:
+            return False
+        for size in SIZES:
+            key = GraphKey(way_of(size, is_decode=True), size, draws=True)
+            if self.graphs.find(key) is None and size <= bucket_of(min(self.max_running, MAX_BUCKET)):
+                with torch.inference_mode():
+                    self._graph(key)
+                return True
+        return False
+
+    # ---- drawing and scoring ---------------------------------------------------------------------------------------
+
+    def _draw_plain(self, inputs: DeviceInputs, num: int) -> None:
+        """Draw for the first `num` wanted tokens; what is drawn goes to `last_tokens` and `drawn`."""
+        draw(
+            self.logits[:num],
+            inputs.temperatures[:num],
+            inputs.keys[:num],
+            inputs.wanted_rows[:num],
+            inputs.flags[:num],
+            self.last_tokens,
+            self._drawn_ids(num),
+            self.draw_scratch,
+            pdl=self.forward.pdl,
+        )
+
+    def _drawn_ids(self, num: int) -> Tensor:
+        return self.drawn[: 2 * num].view(2, num)
+
+    def _drawn(self, drawing: list[Row], num: int, is_plain: bool) -> tuple[Tensor | None, Drawn | None]:
+        """Tokens and whether they are good, int32 `[2, n]` on the device, drawn here if the draw is not plain."""
+        if not drawing:
+            return None, None
+        if is_plain:
+            return self._drawn_ids(num), None
+        drawn = self.sampler.draw(self.logits[: len(drawing)].float(), drawing)
+        tokens = drawn.tokens.to(torch.int32)
+        self.last_tokens.index_copy_(0, index_of([row.row for row in drawing], self.device), tokens)
+        return torch.stack((tokens, drawn.is_finite.to(torch.int32))), drawn
+
+    def _scored(self, row: Row, positions: range, logits: Tensor) -> Scored:
+        nexts = index_of([row.history[p + 1] for p in positions], self.device)
+        logits = logits.float()
+        return Scored(logits.sum(-1).isfinite().all(), *logprobs_of(logits, nexts, row.score_top))
+
+
+def _layout(step: StepTokens, inputs: DeviceInputs, shared: Sequence[SharedPrefix] = ()) -> Layout:
+    """The step's tokens for the attention backend; singles are padded if the inputs are."""
+    num = step.num_singles if step.extends else len(inputs.rows_on_host)
+    return Layout(
+        rows=inputs.rows_on_host[:num],
+        kv_lens=inputs.kv_lens_on_host[:num],
+        rows_on=inputs.rows[:num],
+        kv_lens_on=inputs.kv_lens[:num],
+        extends=step.extends,
+        shared=shared,
+    )
+
+
+def _padding_layout(inputs: DeviceInputs) -> Layout:
+    return Layout(inputs.rows_on_host, inputs.kv_lens_on_host, inputs.rows, inputs.kv_lens)
