@@ -1,0 +1,203 @@
+"""One token per row: argmax of logit / temperature + Gumbel noise, in one launch, with its feedback to the next step.
+
+The noise is that of `rng.exponentials`: the same integers bit for bit, and the same float32 uniform; logarithms differ
+from torch's by rounding (at most 2e-6 of noise), so a draw differs only where two tokens tie to within that.
+A row is read by `splits` programs; the last of them to arrive merges what the others found.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra import cuda as tlc
+
+BLOCK = 1024
+NUM_WARPS = 4  # 8 scores a thread: one 16-byte load of bf16
+MAX_SPLITS = 128
+PROGRAMS = 2048  # wanted in all: two waves of 4-warp programs on 132 SMs
+
+SMALL_V = tl.constexpr(1.0 / 16)  # below it 1 - v has lost too many digits for log(1 - v)
+GREEDY_BELOW = tl.constexpr(1e-6)  # SamplingParams.is_greedy
+NO_ID = tl.constexpr(0x7FFFFFFF)
+
+
+class DrawScratch:
+    """What the programs of a row tell each other, for up to `max_rows` rows.  Launches that share it share a stream.
+
+    `floats`, `ints` `[4, max_rows, MAX_SPLITS]`: one number of each program in each plane.
+    `arrived` int32 `[max_rows]`: programs that have finished; zero between launches.
+    `cut_ids`, `cut_xs`, `tops`, `totals` `[max_rows]`: a filtered row's state (`nucleus.py`).
+    """
+
+    def __init__(self, max_rows: int, device: torch.device) -> None:
+        self.max_rows = max_rows
+        self.floats = torch.zeros((4, max_rows, MAX_SPLITS), dtype=torch.float32, device=device)
+        self.ints = torch.zeros((4, max_rows, MAX_SPLITS), dtype=torch.int32, device=device)
+        self.arrived = torch.zeros(max_rows, dtype=torch.int32, device=device)
+        self.cut_ids = torch.zeros(max_rows, dtype=torch.int32, device=device)
+        self.cut_xs, self.tops, self.totals = torch.zeros((3, max_rows), dtype=torch.float32, device=device).unbind(0)
+
+
+def splits_of(num_rows: int, vocab: int) -> tuple[int, int]:
+    """(programs a row, scores a program): the latter a multiple of BLOCK, no program without scores."""
+    tiles = -(-vocab // BLOCK)
+    wanted = max(1, min(PROGRAMS // num_rows, MAX_SPLITS, tiles))
+    a_program = -(-tiles // wanted)
+    return -(-tiles // a_program), a_program * BLOCK
+
+
+def draw(
+    logits: Tensor,
+    temperatures: Tensor,
+    keys: Tensor,
+    rows: Tensor,
+    flags: Tensor,
+    last_tokens: Tensor,
+    out: Tensor,
+    scratch: DrawScratch,
+    *,
+    pdl: bool,
+) -> None:
+    """Draw a token for each line of logits `[n, vocab]` (any float type, unit stride along vocab), n <= max_rows.
+
+    `temperatures` float32 `[n]`, below 1e-6 greedy (ties: the lowest id); `keys` int32 `[n, 2]` of `rng.draw_keys`.
+    Writes out[0] = token, out[1] = 1 if the line has no NaN and no infinity (int32 `[2, n]`), and
+    last_tokens[rows[i]] = token of line i where flags[i] != 0.
+    """
+    num_rows, vocab = logits.shape
+    splits, chunk = splits_of(num_rows, vocab)
+    _draw[(splits, num_rows)](
+        logits,
+        temperatures,
+        keys,
+        rows,
+        flags,
+        last_tokens,
+        out,
+        scratch.floats,
+        scratch.ints,
+        scratch.arrived,
+        logits.stride(0),
+        out.stride(0),
+        scratch.max_rows * MAX_SPLITS,
+        vocab,
+        chunk,
+        BLOCK=BLOCK,
+        SPLITS=MAX_SPLITS,
+        PDL=pdl,
+        num_warps=NUM_WARPS,
+        launch_pdl=pdl,
+    )
+
+
+# ---- parts ---------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def mix(h, a: tl.constexpr, x: tl.constexpr, b: tl.constexpr, y: tl.constexpr):
+    h = (h ^ (h >> a)) * x
+    return (h ^ (h >> b)) * y
+
+
+@triton.jit
+def log_exponentials(ids, key0, key1):
+    """log(rng.exponentials) of int32 ids and two uint32 keys, float32."""
+    h = mix(ids.to(tl.uint32) * 0x9E3779B1 + key0, 16, 0x85EBCA6B, 13, 0xC2B2AE35)
+    h = mix(h ^ key1, 16, 0x7FEB352D, 15, 0x846CA68B)
+    h = h ^ (h >> 16) ^ 0x80000000
+    # v = float32((h + 0.5) / 2^32): both halves are exact, so their sum is rounded once, as from a double
+    low = (h & 0xFFFF).to(tl.float32) + 0.5
+    v = tl.minimum(((h >> 16).to(tl.float32) * 65536.0 + low) * (2.0**-32), 1.0 - 2.0**-24)
+    # -log1p(-v): four more terms of the series leave 2e-7 at v = 1/16
+    series = v + v * v * (0.5 + v * (1.0 / 3 + v * (0.25 + v * 0.2)))
+    return tl.log(tl.where(v < SMALL_V, series, -tl.log(1.0 - v)))
+
+
+@triton.jit
+def best_of(scores, ids):
+    """(highest score, lowest id that has it) of a block."""
+    best = tl.max(scores, 0)
+    return best, tl.min(tl.where(scores == best, ids, NO_ID), 0)
+
+
+@triton.jit
+def give(token, line, ROWS, FLAGS, LAST, OUT):
+    """A line's token is known: to the host, and to the step that computes it next."""
+    tl.store(OUT + line, token)
+    if tl.load(FLAGS + line) != 0:
+        tl.store(LAST + tl.load(ROWS + line), token.to(LAST.dtype.element_ty))
+
+
+@triton.jit
+def is_last_program(ARRIVED, line):
+    """Whether all other programs of this line have stored their part; then counts from zero again."""
+    tl.debug_barrier()
+    is_last = tl.atomic_add(ARRIVED + line, 1) == tl.num_programs(0) - 1
+    if is_last:
+        tl.store(ARRIVED + line, 0)
+    return is_last
+
+
+@triton.jit
+def _draw(
+    LOGITS,
+    TEMPERATURES,
+    KEYS,
+    ROWS,
+    FLAGS,
+    LAST,
+    OUT,
+    FLOATS,
+    INTS,
+    ARRIVED,
+    line_stride,
+    out_stride,
+    plane,
+    vocab,
+    chunk,
+    BLOCK: tl.constexpr,
+    SPLITS: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Program (split, line).  FLOATS[0]: best score; INTS[0]: its id, INTS[1]: numbers that are not finite."""
+    split, line = tl.program_id(0), tl.program_id(1)
+    if PDL:
+        tlc.gdc_launch_dependents()
+        tlc.gdc_wait()
+    temperature = tl.load(TEMPERATURES + line)
+    is_greedy = temperature < GREEDY_BELOW
+    factor = 1.0 / tl.where(is_greedy, 1.0, temperature)
+    key0 = tl.load(KEYS + 2 * line).to(tl.uint32, bitcast=True)
+    key1 = tl.load(KEYS + 2 * line + 1).to(tl.uint32, bitcast=True)
+    offsets = tl.arange(0, BLOCK)
+    best = tl.full([BLOCK], float("-inf"), tl.float32)
+    best_ids = tl.zeros([BLOCK], tl.int32)
+    is_bad = tl.zeros([BLOCK], tl.int32)
+    for begin in tl.range(split * chunk, (split + 1) * chunk, BLOCK):
+        ids = begin + offsets
+        is_in = ids < vocab
+        x = tl.load(LOGITS + line.to(tl.int64) * line_stride + ids, mask=is_in, other=float("-inf")).to(tl.float32)
+        is_bad |= (is_in & ((tl.abs(x) == float("inf")) | (x != x))).to(tl.int32)
+        score = x * factor
+        if not is_greedy:
+            score -= log_exponentials(ids, key0, key1)
+        is_better = score > best
+        best = tl.where(is_better, score, best)
+        best_ids = tl.where(is_better, ids, best_ids)
+    score, token = best_of(best, best_ids)
+    part = line * SPLITS + split
+    tl.store(FLOATS + part, score)
+    tl.store(INTS + part, token)
+    tl.store(INTS + plane + part, tl.max(is_bad, 0))
+    if is_last_program(ARRIVED, line):
+        others = tl.arange(0, SPLITS)
+        is_there = others < tl.num_programs(0)
+        parts = line * SPLITS + others
+        scores = tl.load(FLOATS + parts, mask=is_there, other=float("-inf"), cache_modifier=".cg")
+        tokens = tl.load(INTS + parts, mask=is_there, other=NO_ID, cache_modifier=".cg")
+        bad = tl.load(INTS + plane + parts, mask=is_there, other=0, cache_modifier=".cg")
+        score, token = best_of(scores, tokens)
+        give(token, line, ROWS, FLAGS, LAST, OUT)
+        tl.store(OUT + out_stride + line, 1 - tl.max(bad, 0))
