@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 
 import numpy as np
 import torch
@@ -50,13 +51,22 @@ class StepTokens:
         return len(self.wanted)
 
 
-def lay_out(rows: Sequence[Row], *, extends_are_singles: bool) -> StepTokens:
-    """Lay the rows out flat; extends of several tokens become singles, token by token, if asked for."""
-    if all(row.num_tokens == 1 for row in rows):
+class Singles(Enum):
+    """Which rows are laid out as singles, token by token."""
+
+    NONE = auto()  # one way for all rows, whatever their number: deterministic mode
+    ONES = auto()  # rows of one token
+    ALL = auto()  # short extends too
+
+
+def lay_out(rows: Sequence[Row], singles: Singles) -> StepTokens:
+    """Lay the rows out flat."""
+    if singles is not Singles.NONE and all(row.num_tokens == 1 for row in rows):
         return _lay_out_singles(rows)
-    order = [i for i, row in enumerate(rows) if row.num_tokens == 1 or extends_are_singles]
+    is_single = [singles is Singles.ALL or (singles is Singles.ONES and row.num_tokens == 1) for row in rows]
+    order = [i for i, single in enumerate(is_single) if single]
+    longer = [i for i, single in enumerate(is_single) if not single]
     num_singles = sum(rows[i].num_tokens for i in order)
-    longer = [] if extends_are_singles else [i for i, row in enumerate(rows) if row.num_tokens > 1]
     total = sum(row.num_tokens for row in rows)
     tokens, table_rows, positions = np.empty((3, total), np.int32)
     begins = [0] * len(rows)

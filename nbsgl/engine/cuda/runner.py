@@ -12,7 +12,7 @@ from nbsgl.engine.batch import Batch, Row
 from nbsgl.engine.cuda.draws import DrawTable
 from nbsgl.engine.cuda.forward import Forward, Hidden, Way
 from nbsgl.engine.cuda.graphs import MAX_BUCKET, SIZES, GraphKey, Graphs, bucket_of, way_of
-from nbsgl.engine.cuda.inputs import DeviceInputs, InputBlock, StepTokens, lay_out
+from nbsgl.engine.cuda.inputs import DeviceInputs, InputBlock, Singles, StepTokens, lay_out
 from nbsgl.engine.kernels.decode_attention import DecodeScratch
 from nbsgl.engine.kernels.draw import DrawScratch, draw
 from nbsgl.engine.kv_cache import KVCache
@@ -97,11 +97,13 @@ class CudaRunner:
     # ---- how to go -------------------------------------------------------------------------------------------------
 
     def _lay_out(self, rows: list[Row]) -> StepTokens:
+        if self.deterministic:
+            return lay_out(rows, Singles.NONE)
         total = sum(row.num_tokens for row in rows)
-        if total == len(rows) or self.deterministic or total > MAX_BUCKET:
-            return lay_out(rows, extends_are_singles=False)
+        if total == len(rows) or total > MAX_BUCKET or not self.use_graphs:
+            return lay_out(rows, Singles.ONES)
         reads = sum(row.num_tokens * (row.start + row.num_tokens) for row in rows)
-        return lay_out(rows, extends_are_singles=self.use_graphs and reads <= MAX_SMALL_READS)
+        return lay_out(rows, Singles.ALL if reads <= MAX_SMALL_READS else Singles.ONES)
 
     def _bucket(self, step: StepTokens) -> int | None:
         """The padded size of the graph that the step is to go through; None: launched kernel by kernel."""
@@ -240,7 +242,7 @@ class CudaRunner:
 
 def _layout(step: StepTokens, inputs: DeviceInputs, shared: Sequence[SharedPrefix] = ()) -> Layout:
     """The step's tokens for the attention backend; singles are padded if the inputs are."""
-    num = step.num_singles if step.extends else len(inputs.rows_on_host)
+    num = step.num_singles if step.extends else len(inputs.rows_on_host)  # no extends: maybe padded
     return Layout(
         rows=inputs.rows_on_host[:num],
         kv_lens=inputs.kv_lens_on_host[:num],
