@@ -90,15 +90,16 @@ def test_lines_that_are_not_finite_are_told_and_get_a_valid_id(value: float) -> 
     assert all(0 <= token < VOCAB for token in tokens)
 
 
-def test_a_line_draws_the_same_alone_and_in_any_batch() -> None:
-    vocab, keys = 20_000, keys_of(1, seed=9)
-    line = torch.randn(1, vocab, generator=torch.Generator().manual_seed(2))
-    alone = run(line, torch.ones(1), keys)[0][0]
-    for num_rows in (2, 300):
-        assert splits_of(num_rows, vocab) != splits_of(1, vocab) or num_rows == 2
-        logits = torch.zeros(num_rows, vocab)
-        logits[-1] = line
-        assert run(logits, torch.ones(num_rows), keys.expand(num_rows, 2).contiguous())[0][-1] == alone
+def test_a_line_draws_the_same_alone_and_in_any_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = torch.randn(1, VOCAB, generator=torch.Generator().manual_seed(2))
+    keys = keys_of(1, seed=9)
+    seen = set()
+    for programs in (1, 3, 1_000):
+        monkeypatch.setattr("nbsgl.engine.kernels.draw.PROGRAMS", programs)
+        seen.add(splits_of(1, VOCAB))
+        batch = torch.cat((torch.zeros(1, VOCAB), line))
+        assert run(batch, torch.ones(2), keys.expand(2, 2).contiguous())[0][1] == run(line, torch.ones(1), keys)[0][0]
+    assert len(seen) == 3
 
 
 def test_splits_cover_the_vocabulary_and_none_is_empty() -> None:
