@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import re
 import subprocess
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 pytest.importorskip("triton", reason="Triton has no build for this platform")
 
 from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime import driver
+from triton.runtime.jit import _triton_jit_function_registry
 
-from nbsgl.engine.kernels.aot import Card, Compiled, ModelShape, compile_jobs, jobs
+from nbsgl.engine.kernels import fused
+from nbsgl.engine.kernels.aot import Card, Compiled, ModelShape, Variant, compile_jobs, jobs, module_variants
+from nbsgl.engine.kernels.gemv import gemv
 
 LLAMA_8B = ModelShape(4096, 14336, 32, 8, 128, 128256)
 QWEN3_06B = ModelShape(1024, 3072, 16, 8, 128, 151936, qk_norm=True)
@@ -31,7 +41,7 @@ def stack_bytes(compiled: Compiled) -> int:
 
 
 @pytest.fixture(scope="module")
-def pool():
+def pool() -> Iterator[ProcessPoolExecutor]:
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as executor:
         yield executor
 
@@ -43,7 +53,87 @@ def test_every_kernel_compiles_within_the_cards_limits(capability: int, pool: Pr
     card = Card(capability)
     listed = jobs(SHAPES, card)
     assert listed
-    assert all(job.variant().pdl == card.pdl or not job.variant().pdl for job in listed), "PDL only from 9.0 on"
+    assert card.pdl or not any(job.variant().pdl for job in listed), "dependent launch is there from 9.0 on"
     for compiled in compile_jobs(listed, pool):
         assert compiled.shared_bytes <= card.shared_bytes, compiled
         assert stack_bytes(compiled) <= MAX_STACK_BYTES, compiled
+
+
+# ---- what is listed is what is launched --------------------------------------------------------------------------
+
+Key = tuple[str, int, int, bool]
+
+
+def key_of(variant: Variant) -> Key:
+    return variant.source().hash(), variant.num_warps, variant.num_stages, variant.pdl
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> Callable[[Card, Callable[[], None]], dict[Key, str]]:
+    """`launched(card, act)`: what Triton would compile for the launches of `act` on that card; nothing is launched.
+
+    A driver that only says what card it drives stands in for CUDA's.  Tensors may be on the meta device: their address
+    is 0, which is aligned.
+    """
+    found: dict[Key, str] = {}
+
+    def record(*, fn: object, compile: dict, **_: object) -> bool:
+        options = json.loads(compile["specialization_data"])["options"]
+        kernel = _triton_jit_function_registry[f"{fn.module}:{fn.jit_function.fn.__qualname__}"]
+        source = ASTSource(kernel, compile["signature"], compile["constants"], compile["configs"][0])
+        options_key = options["num_warps"], options["num_stages"], options["launch_pdl"]
+        found[(source.hash(), *options_key)] = f"{fn.name}: {compile['constants']} {options_key}"
+        return True  # nothing is compiled, so nothing is launched
+
+    def run(card: Card, act: Callable[[], None]) -> dict[Key, str]:
+        device = object()  # Triton keeps what it compiled by device: a fresh one has nothing
+        fake = SimpleNamespace(
+            get_current_device=lambda: device,
+            get_current_stream=lambda _: 0,
+            get_current_target=lambda: GPUTarget("cuda", card.capability, 32),
+        )
+        monkeypatch.setattr(driver, "_active", fake)
+        monkeypatch.setattr(knobs.runtime, "jit_cache_hook", record)
+        found.clear()
+        act()
+        return dict(found)
+
+    return run
+
+
+def meta(*sizes: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return torch.empty(sizes, dtype=dtype, device="meta")
+
+
+def launch_gemvs(shape: ModelShape, pdl: bool) -> None:
+    h, i, vocab = shape.hidden, shape.intermediate, shape.vocab
+    x, mixed, active = meta(1, h)[0], meta(1, shape.q_size)[0], meta(1, i)[0]
+    bias = meta(shape.qkv_size) if shape.qkv_bias else None
+    norm = {"norm_weight": meta(h), "eps": 1e-5}
+    gemv(meta(shape.qkv_size, h), x, meta(1, shape.qkv_size)[0], bias=bias, **norm, pdl=pdl)
+    gemv(meta(h, shape.q_size), mixed, x, residual=x, pdl=pdl)
+    gemv(meta(2 * i, h), x, active, silu=True, **norm, pdl=pdl)
+    gemv(meta(h, i), active, x, residual=x, pdl=pdl)
+    gemv(meta(vocab, h), x, meta(1, vocab)[0], **norm, pdl=pdl)
+
+
+def launch_fused(shape: ModelShape, pdl: bool) -> None:
+    h, i, vocab = shape.hidden, shape.intermediate, shape.vocab
+    for num_rows in (1, 7, 64, 8192):
+        ids, rows = meta(num_rows, dtype=torch.int32), meta(num_rows, h)
+        fused.embed(ids, ids, meta(513, dtype=torch.int32), meta(vocab, h), rows, pdl=pdl)
+        fused.add_rmsnorm(None, rows, meta(h), 1e-5, rows, pdl=pdl)
+        fused.add_rmsnorm(rows, rows, meta(h), 1e-5, rows, pdl=pdl)
+        fused.rmsnorm_rows(rows, rows, ids, meta(h), 1e-5, rows, pdl=pdl)
+        fused.silu_mul(meta(num_rows, 2 * i), meta(num_rows, i), pdl=pdl)
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name, act", [("gemv", launch_gemvs), ("fused", launch_fused)])
+def test_what_is_listed_is_what_is_launched(name, act, shape, capability, launched) -> None:
+    card = Card(capability)
+    listed = {key_of(v): v.name for v in module_variants(f"nbsgl.engine.kernels.{name}", shape, card)}
+    seen = launched(card, lambda: act(shape, card.pdl))
+    assert not {seen[key] for key in set(seen) - set(listed)}, "launched, but not listed"
+    assert not {listed[key] for key in set(listed) - set(seen)}, "listed, but not launched"

@@ -132,12 +132,13 @@ class Variant:
         for idx, param in enumerate(self.fn.params):
             value = self.args[param.name]
             if param.is_constexpr or value is None or value == 1:
-                signature[param.name], constants[(idx,)] = "constexpr", value
+                signature[param.name], constants[(idx,)], attributes[(idx,)] = "constexpr", value, []
                 continue
             kind, _, is_aligned = (f"{POINTERS[value]}:16" if isinstance(value, torch.dtype) else value).partition(":")
             signature[param.name] = kind
-            if is_aligned and not param.do_not_specialize and not param.do_not_specialize_on_alignment:
-                attributes[(idx,)] = [["tt.divisibility", 16]]
+            if kind != "fp32" and not param.do_not_specialize:
+                can_align = is_aligned and not param.do_not_specialize_on_alignment
+                attributes[(idx,)] = [["tt.divisibility", 16]] if can_align else []
         return ASTSource(self.fn, signature, constants, attributes)
 
     @property
