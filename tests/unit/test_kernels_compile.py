@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,6 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime import driver
-from triton.runtime.jit import _triton_jit_function_registry
 
 from nbsgl.engine.kernels import fused
 from nbsgl.engine.kernels.aot import Card, Compiled, ModelShape, Variant, compile_jobs, jobs, module_variants
@@ -77,10 +77,9 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Callable[[Card, Callable[[], No
     """
     found: dict[Key, str] = {}
 
-    def record(*, fn: object, compile: dict, **_: object) -> bool:
+    def record(*, fn: Any, compile: dict, **_: object) -> bool:
         options = json.loads(compile["specialization_data"])["options"]
-        kernel = _triton_jit_function_registry[f"{fn.module}:{fn.jit_function.fn.__qualname__}"]
-        source = ASTSource(kernel, compile["signature"], compile["constants"], compile["configs"][0])
+        source = ASTSource(fn.jit_function, compile["signature"], compile["constants"], compile["configs"][0])
         options_key = options["num_warps"], options["num_stages"], options["launch_pdl"]
         found[(source.hash(), *options_key)] = f"{fn.name}: {compile['constants']} {options_key}"
         return True  # nothing is compiled, so nothing is launched
