@@ -180,6 +180,7 @@ class Call:
         Request i's queries are [qo_indptr[i], qo_indptr[i + 1]).  Host arrays and device tensors are int32.  Does not
         wait for the device; the current stream must be the one that runs.
         """
+        kv_lens = np.ascontiguousarray(kv_lens, np.int32)  # the library reads it by its address
         indptr = indptr_of(kv_lens, self.shape.page_size)
         self._make_room(len(kv_lens), int(indptr[-1]))
         self.lists.fill(rows, starts, ends, indptr)

@@ -54,9 +54,9 @@ class FlashInferAttention:
     """See `PagedAttention`.  Plan and attend on one stream.
 
     `generation` grows when buffers that captured graphs read had to move (more pages than there was room for): a graph
-    captured under another generation must not be replayed.  So, per step: `plan`, then look at `generation`, then
-    replay or capture anew.  Room is for twice the cache's pages at first and then doubles: sequences that share a
-    prefix list its pages once each.
+    captured under another generation must not be replayed.  It is a step's own `plan` that moves them.  So, per step:
+    `plan`, then look at `generation`; if it has grown, capture anew and `plan` again; then replay.  Room is for twice
+    the cache's pages at first and then doubles: sequences that share a prefix list its pages once each.
 
     `dtype` is that of queries and outputs (None: the cache's; to be given with an e4m3 cache).  EngineStartFailed if
     the library has no kernels for this model and card and may not compile them.
@@ -89,6 +89,8 @@ class FlashInferAttention:
             self._singles = self._call(self._memory, "fa2", causal=False)
             self._extends = self._extend_call()
             self._prefixes = self._call(PlanMemory(SPLIT_PLAN_BYTES, cache.device), "fa2", causal=False)
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, OSError) as error:
             raise EngineStartFailed(
                 stage="attention",
@@ -130,6 +132,8 @@ class FlashInferAttention:
         memory = PlanMemory(EXTEND_PLAN_BYTES, self.cache.device)
         try:
             return self._call(memory, "auto", causal=True)
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, OSError) as error:
             log.info("FlashInfer: no fa3 kernels for this model, extends take fa2 (%s)", str(error).strip()[:200])
             return self._call(memory, "fa2", causal=True)
