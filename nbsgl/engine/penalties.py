@@ -45,7 +45,7 @@ class Penalties:
         Repetition first, on the model's own scores (Keskar et al. 2019, "CTRL"), then frequency and presence.
         `last_tokens[row.row]` is the row's last drawn token, which its history may not hold yet.
         """
-        places = index_of([self._prepare(row, last_tokens) for _, row in wanted], self.device)
+        places = index_of(self.places_of([row for _, row in wanted], last_tokens), self.device)
         lines = index_of([i for i, _ in wanted], self.device)
         weights = to_device(
             [
@@ -65,9 +65,13 @@ class Penalties:
         logits.index_copy_(0, lines, chosen)
         return places
 
+    def places_of(self, rows: Sequence[Row], last_tokens: Tensor) -> list[int]:
+        """The rows' places in `counts` and `seen`, brought up to date; may replace both tensors by larger ones."""
+        return [self._prepare(row, last_tokens) for row in rows]
+
     def add(self, places: Tensor, tokens: Tensor, rows: Sequence[Row]) -> None:
-        """Count the tokens just drawn, int64 `[len(rows)]`, on the device."""
-        self.counts.index_put_((places, tokens), torch.ones_like(tokens, dtype=torch.int32), accumulate=True)
+        """Count the tokens just drawn, int64 `[len(rows)]`, on the device; no two rows share a place."""
+        self.counts.index_put_((places, tokens), self.counts[places, tokens] + 1)
         self.seen.index_put_((places, tokens), torch.ones_like(tokens, dtype=torch.bool))
         for row in rows:
             self.places[row.row].num_drawn += 1
@@ -91,7 +95,7 @@ class Penalties:
         drawn = history[row.run_begin :]
         # at most one token of the run is drawn but not yet known to the host
         if row.run_idx > drawn.shape[0]:
-            in_flight = last_tokens[row.row : row.row + 1]
+            in_flight = last_tokens[row.row : row.row + 1].long()
             history, drawn = torch.cat((history, in_flight)), torch.cat((drawn, in_flight))
         self.counts[idx].zero_().index_add_(0, drawn, torch.ones_like(drawn, dtype=torch.int32))
         self.seen[idx].zero_().index_fill_(0, history, True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -45,7 +46,10 @@ class Drawn:
 
 
 class Sampler:
-    """Draws one token per row; holds the penalties' state.  `last_tokens` is the runner's buffer by page-table row."""
+    """Draws one token per row; holds the penalties' state.
+
+    `last_tokens` (int32 or int64) is the runner's buffer by page-table row: read, never written.
+    """
 
     def __init__(self, vocab_size: int, device: torch.device, last_tokens: Tensor) -> None:
         self.vocab_size, self.device, self.last_tokens = vocab_size, device, last_tokens
@@ -53,13 +57,31 @@ class Sampler:
         self.ids = torch.arange(vocab_size, dtype=torch.int32, device=device)
         self.bits = torch.arange(32, dtype=torch.int32, device=device)
         self.neg_inf = torch.tensor(NEG_INF, device=device)
+        self.kernels = None
+        if has_kernels(device):
+            from nbsgl.engine.cuda.sampling import KernelSampling
+
+            self.kernels = KernelSampling(vocab_size, device, last_tokens, self.penalties)
 
     def draw(self, logits: Tensor, rows: Sequence[Row]) -> Drawn:
-        """Draw a token for each row from its line of float32 logits `[rows, vocab]`, which are changed in place."""
+        """Draw a token for each row from its line of the logits `[rows, vocab]`, of any float type.
+
+        Kernels leave the logits as they are; without them, float32 logits are changed in place.
+        """
+        if self.kernels is not None:
+            tokens, good = self.kernels.draw(logits, rows, MAX_SCORE)
+            result = Drawn(tokens.long(), good.bool())
+            lines = [i for i, row in enumerate(rows) if _params(row).return_logprob]
+            if lines:
+                self._add_logprobs(result, _lines_of(logits, lines), lines, rows)
+            return result
+        return self._draw_with_tensors(logits.float(), rows)
+
+    def _draw_with_tensors(self, logits: Tensor, rows: Sequence[Row]) -> Drawn:
         # a sum is finite if and only if every term is (float32 logits lie far below overflow)
         is_finite = logits.sum(-1).isfinite()
         lines = [i for i, row in enumerate(rows) if _params(row).return_logprob]
-        raw = logits.index_select(0, index_of(lines, self.device)) if lines else None
+        raw = logits.index_select(0, index_of(lines, self.device)) if lines else None  # before they are changed
         places = self._shape(logits, rows)
         tokens = self._choose(logits, rows)
         if places is not None:
@@ -225,11 +247,31 @@ class Sampler:
 
 
 def logprobs_of(logits: Tensor, tokens: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probability of one token per line of float32 logits; ids and log-probabilities of the `num_top` best."""
-    normaliser = logits.logsumexp(-1, keepdim=True)
-    chosen = (logits.gather(1, tokens.unsqueeze(1)) - normaliser).squeeze(1)
+    """Float32 log-probability of one token (int64) per line of logits; ids and values of the `num_top` best.
+
+    With kernels nothing of the logits' size is allocated.
+    """
+    if has_kernels(logits.device):
+        from nbsgl.engine.kernels.logsumexp import logsumexp
+
+        normaliser = logsumexp(logits).unsqueeze(-1)
+    else:
+        normaliser = logits.float().logsumexp(-1, keepdim=True)
+    chosen = (logits.gather(1, tokens.unsqueeze(1)).float() - normaliser).squeeze(1)
+    if not num_top:
+        nothing = normaliser[:, :0]
+        return chosen, nothing.long(), nothing
     best, ids = logits.topk(min(num_top, logits.shape[-1]), dim=-1)
-    return chosen, ids, best - normaliser
+    return chosen, ids, best.float() - normaliser
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Whether tensors there are for Triton's kernels."""
+    return device.type == "cuda" and find_spec("triton") is not None
+
+
+def _lines_of(logits: Tensor, lines: list[int]) -> Tensor:
+    return logits if len(lines) == logits.shape[0] else logits.index_select(0, index_of(lines, logits.device))
 
 
 def _top_ids(scores: Tensor, num: int) -> Tensor | None:

@@ -7,12 +7,18 @@ A row is read by `splits` programs; the last of them to arrive merges what the o
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from triton.language.extra import cuda as tlc
 from triton.language.extra import libdevice
+
+if TYPE_CHECKING:
+    from nbsgl.engine.kernels.aot import Card, ModelShape, Variant
 
 BLOCK = 1024
 NUM_WARPS = 4  # 8 scores a thread: one 16-byte load of bf16
@@ -21,6 +27,7 @@ PROGRAMS = 2048  # wanted in all: two waves of 4-warp programs on 132 SMs
 
 SMALL_V = tl.constexpr(1.0 / 16)  # below it 1 - v has lost too many digits for log(1 - v)
 GREEDY_BELOW = tl.constexpr(1e-6)  # SamplingParams.is_greedy
+LOWEST = tl.constexpr(-1e30)  # below any score, and finite: nothing minus it is a NaN
 NO_ID = tl.constexpr(0x7FFFFFFF)
 IS_INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)  # the interpreter has no libdevice
 
@@ -94,6 +101,28 @@ def draw(
     )
 
 
+def variants(shape: ModelShape, card: Card) -> Iterator[Variant]:
+    from nbsgl.engine.kernels.aot import Variant
+
+    vocab = int_type(shape.vocab)
+    sizes = {"line_stride": vocab, "out_stride": "i32", "plane": "i32:16", "vocab": vocab, "chunk": "i32:16"}
+    meta = {"BLOCK": BLOCK, "SPLITS": MAX_SPLITS, "PDL": card.pdl}
+    for dtype in float_types(shape.dtype):
+        args: dict[str, Any] = {"LOGITS": dtype, "TEMPERATURES": torch.float32, "FLOATS": torch.float32}
+        args |= dict.fromkeys(("KEYS", "ROWS", "FLAGS", "LAST", "OUT", "INTS", "ARRIVED"), torch.int32)
+        yield Variant(_draw, args | sizes | meta, NUM_WARPS, pdl=card.pdl)
+
+
+def float_types(dtype: torch.dtype) -> set[torch.dtype]:
+    """Logits as the model gives them, and edited ones."""
+    return {dtype, torch.float32}
+
+
+def int_type(value: int) -> str:
+    """As Triton's launcher types it."""
+    return "i32" if value % 16 else "i32:16"
+
+
 # ---- parts ---------------------------------------------------------------------------------------------------------
 
 
@@ -151,7 +180,11 @@ def is_last_program(ARRIVED, line):
     return is_last
 
 
-@triton.jit
+# what lies in a larger block is read one number at a time, so its alignment must not make another variant
+SMALL_ARGS = ["TEMPERATURES", "KEYS", "ROWS", "FLAGS", "LAST", "OUT"]
+
+
+@triton.jit(do_not_specialize=["out_stride"], do_not_specialize_on_alignment=SMALL_ARGS)
 def _draw(
     LOGITS,
     TEMPERATURES,

@@ -16,6 +16,10 @@ Lines without a filter end in the first; those that have ended cost the others n
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -24,21 +28,28 @@ from triton.language.extra import cuda as tlc
 from nbsgl.engine.kernels.draw import (
     BLOCK,
     GREEDY_BELOW,
+    LOWEST,
     MAX_SPLITS,
     NO_ID,
     NUM_WARPS,
+    SMALL_ARGS,
     DrawScratch,
     best_of,
+    float_types,
     give,
+    int_type,
     is_last_program,
     log_exponentials,
     splits_of,
 )
 
+if TYPE_CHECKING:
+    from nbsgl.engine.kernels.aot import Card, ModelShape, Variant
+
 ROUNDS = 2  # at top-p 0.95 one line in 800 needs more
 REST_BLOCK, REST_WARPS = 4096, 16  # of the one program a line that does the rest
-LOWEST = tl.constexpr(-1e30)  # below any score, and finite: nothing minus it is a NaN
 ENDED = tl.constexpr(-1)  # in `cut_ids`: the line's token is known
+FILTER_ARGS = [*SMALL_ARGS, "TOP_K", "TOP_P", "MIN_P"]
 
 
 def draw_filtered(
@@ -79,7 +90,24 @@ def draw_filtered(
     _other_passes[(num_rows,)](*asked, *given, *state, line_stride, vocab, **meta)
 
 
-@triton.jit
+def variants(shape: ModelShape, card: Card) -> Iterator[Variant]:
+    from nbsgl.engine.kernels.aot import Variant
+
+    vocab = int_type(shape.vocab)
+    floats = ("TEMPERATURES", "TOP_P", "MIN_P", "CUT_XS", "TOPS", "TOTALS")
+    ints = ("TOP_K", "KEYS", "ROWS", "FLAGS", "LAST", "OUT", "CUT_IDS")
+    args: dict[str, Any] = dict.fromkeys(floats, torch.float32) | dict.fromkeys(ints, torch.int32)
+    args |= {"line_stride": vocab, "vocab": vocab, "BLOCK": BLOCK, "PDL": card.pdl}
+    split: dict[str, Any] = {"FLOATS": torch.float32, "INTS": torch.int32, "ARRIVED": torch.int32}
+    split |= {"plane": "i32:16", "chunk": "i32:16", "SPLITS": MAX_SPLITS}
+    for dtype in float_types(shape.dtype):
+        args["LOGITS"] = dtype
+        yield Variant(_first_pass, args | split | {"out_stride": "i32"}, NUM_WARPS, pdl=card.pdl)
+        yield Variant(_next_pass, args | split, NUM_WARPS, pdl=card.pdl)
+        yield Variant(_other_passes, args | {"BLOCK": REST_BLOCK}, REST_WARPS, pdl=card.pdl)
+
+
+@triton.jit(do_not_specialize=["out_stride"], do_not_specialize_on_alignment=FILTER_ARGS)
 def _first_pass(
     LOGITS,
     TEMPERATURES,
@@ -239,7 +267,7 @@ def next_of(
     return is_answer, tl.where(is_answer, cut_id, tl.where(are_all_above, token_above, token))
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=FILTER_ARGS)
 def _next_pass(
     LOGITS,
     TEMPERATURES,
@@ -324,7 +352,7 @@ def _next_pass(
                 tl.store(CUT_XS + line, tl.load(X + token).to(tl.float32))
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=FILTER_ARGS)
 def _other_passes(
     LOGITS,
     TEMPERATURES,
