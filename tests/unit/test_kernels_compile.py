@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import re
 import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,7 +23,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime import driver
 
-from nbsgl.engine.kernels import fused
+from nbsgl.engine.kernels import draw, edit, fused, logsumexp, nucleus
 from nbsgl.engine.kernels.aot import Card, Compiled, ModelShape, Variant, compile_jobs, jobs, module_variants
 from nbsgl.engine.kernels.gemv import gemv
 
@@ -127,9 +129,45 @@ def launch_fused(shape: ModelShape, pdl: bool) -> None:
         fused.silu_mul(meta(num_rows, 2 * i), meta(num_rows, i), pdl=pdl)
 
 
+def launch_draws(shape: ModelShape, pdl: bool, *, filtered: bool) -> None:
+    scratch = draw.DrawScratch(512, torch.device("meta"))
+    for dtype, num in itertools.product((shape.dtype, torch.float32), (1, 7, 512)):
+        ints, floats = meta(num, dtype=torch.int32), meta(num, dtype=torch.float32)
+        given = (meta(num, 2, dtype=torch.int32), ints, ints, ints, meta(2, num, dtype=torch.int32), scratch)
+        if filtered:
+            filters = (floats, ints, floats, floats)
+            nucleus.draw_filtered(meta(num, shape.vocab, dtype=dtype), *filters, *given, pdl=pdl)
+        else:
+            draw.draw(meta(num, shape.vocab, dtype=dtype), floats, *given, pdl=pdl)
+
+
+def launch_edits(shape: ModelShape, pdl: bool) -> None:
+    words = -(-shape.vocab // 32)
+    for dtype, num in itertools.product((shape.dtype, torch.float32), (1, 16, 77)):
+        table, masks = meta(num, shape.vocab, dtype=torch.int32), meta(num, words, dtype=torch.int32)
+        asked, entries = meta(edit.NUM_COLUMNS, num, dtype=torch.int32), meta(3, 5 * num, dtype=torch.int32)
+        seen, out = meta(num, shape.vocab, dtype=torch.uint8), meta(num, shape.vocab, dtype=torch.float32)
+        edit.edit(meta(num, shape.vocab, dtype=dtype), asked, entries, table, seen, masks, out, 1e4)
+
+
+def launch_logsumexp(shape: ModelShape, pdl: bool) -> None:
+    for dtype, num in itertools.product((shape.dtype, torch.float32), (1, 512)):
+        logsumexp.logsumexp(meta(num, shape.vocab, dtype=dtype))
+
+
+LAUNCHES = [
+    ("gemv", launch_gemvs),
+    ("fused", launch_fused),
+    ("draw", partial(launch_draws, filtered=False)),
+    ("nucleus", partial(launch_draws, filtered=True)),
+    ("edit", launch_edits),
+    ("logsumexp", launch_logsumexp),
+]
+
+
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name, act", [("gemv", launch_gemvs), ("fused", launch_fused)])
+@pytest.mark.parametrize("name, act", LAUNCHES)
 def test_what_is_listed_is_what_is_launched(name, act, shape, capability, launched) -> None:
     card = Card(capability)
     listed = {key_of(v): v.name for v in module_variants(f"nbsgl.engine.kernels.{name}", shape, card)}
