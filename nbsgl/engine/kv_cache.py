@@ -13,9 +13,11 @@ from nbsgl.engine.transfer import to_device
 
 
 class KVCache:
-    """Per layer `k[i]`, `v[i]` `[num_slots, kv_heads, head_dim]` (NHD; a page is `page_size` neighbouring slots).
+    """Per layer `k[i]`, `v[i]` `[num_slots + page_size, kv_heads, head_dim]` (NHD; a page is `page_size` slots in a row).
 
-    `table` int32 `[max_running, context_length]` maps a running sequence's positions to slots; it is changed by deltas.
+    `table` int32 `[max_running + 1, context_length]` maps a running sequence's positions to slots; it is changed by
+    deltas.  Its last row, `padding_row`, and the pool's last page are for the padding of steps: all its positions are
+    `padding_slot`, which belongs to nobody.  `dtype` is the cache's own, that of the model or float8_e4m3fn.
     """
 
     def __init__(
@@ -27,14 +29,17 @@ class KVCache:
         context_length: int,
         dtype: torch.dtype,
         device: torch.device,
+        page_size: int = 1,
     ) -> None:
-        shape = (config.num_layers, 2, num_slots, config.num_kv_heads, config.head_dim)
+        shape = (config.num_layers, 2, num_slots + page_size, config.num_kv_heads, config.head_dim)
         # not zeroed on CUDA; on a CPU zeros are pages that the system gives when first touched
         self.pool = (torch.zeros if device.type == "cpu" else torch.empty)(shape, dtype=dtype, device=device)
         self.k = [self.pool[i, 0] for i in range(config.num_layers)]
         self.v = [self.pool[i, 1] for i in range(config.num_layers)]
-        self.table = torch.zeros((max_running, context_length), dtype=torch.int32, device=device)
+        self.table = torch.zeros((max_running + 1, context_length), dtype=torch.int32, device=device)
         self.num_slots, self.context_length, self.device = num_slots, context_length, device
+        self.page_size, self.padding_row, self.padding_slot = page_size, max_running, num_slots
+        self._clear_padding()
         self._flat_table = self.table.view(-1)
         # Per row: slots of positions [0, run) are base, base + 1, ... ; what reads them may take a view, not a gather
         self._base = [0] * max_running
@@ -45,8 +50,9 @@ class KVCache:
         deltas = [delta for delta in deltas if len(delta[2])]
         if not deltas:
             return
-        for row, first, slots in deltas:
-            self._note_run(row, first, slots)
+        if self.device.type == "cpu":  # elsewhere nobody asks
+            for row, first, slots in deltas:
+                self._note_run(row, first, slots)
         starts = [row * self.context_length + first for row, first, _ in deltas]
         places = np.concatenate([np.arange(s, s + len(d[2])) for s, d in zip(starts, deltas)])
         values = np.concatenate([np.asarray(slots, dtype=np.int64) for _, _, slots in deltas])
@@ -79,4 +85,10 @@ class KVCache:
         """Zero K and V (after a fault may have left NaN in them) and forget the table."""
         self.pool.zero_()
         self.table.zero_()
+        self._clear_padding()
         self._run = [0] * len(self._run)
+
+    def _clear_padding(self) -> None:
+        """Padding attends to zeros, never to what the memory held."""
+        self.table[self.padding_row] = self.padding_slot
+        self.pool[:, :, self.padding_slot :] = 0

@@ -59,7 +59,7 @@ class Graphs:
     def find(self, key: GraphKey) -> torch.cuda.CUDAGraph | None:
         return self._graphs.get(key)
 
-    def capture(self, key: GraphKey, run: Callable[[], None]) -> torch.cuda.CUDAGraph:
+    def capture(self, key: GraphKey, run: Callable[[], None]) -> None:
         """Run the step once, so that its kernels are loaded, then record it.  Its inputs must be padding.
 
         Waits for the device.  Raises what `run` raises; the graph is not kept then.
@@ -79,7 +79,6 @@ class Graphs:
         seconds = time.perf_counter() - begin
         self.seconds += seconds
         log.debug("captured %s in %.0f ms", key, seconds * 1e3)
-        return graph
 
     def forget(self) -> None:
         """Drop all graphs: the memory they read has moved."""

@@ -150,25 +150,28 @@ class CudaRunner:
         self, batch: Batch, step: StepTokens, drawing: list[Row], is_plain: bool, bucket: int
     ) -> LaunchedStep:
         key = GraphKey(way_of(bucket, is_decode=step.num_tokens == len(batch.rows)), bucket, draws=is_plain)
-        graph = self._graph(key)
-        inputs = self.block.send(step, batch.rows, self.draws, bucket, bucket)
-        if key.way is Way.ANY:
-            self.attention.plan(_layout(step, inputs), is_graph=True)
+        graph = self._ready_graph(key, batch.rows, step)
         graph.replay()
         ids, drawn = self._drawn(drawing, bucket, is_plain)
         scored = self._score_logits(batch.rows, step)
         return LaunchedStep(batch.rows, step.drawing, ids, drawn, scored, self.device)
 
-    def _graph(self, key: GraphKey) -> torch.cuda.CUDAGraph:
-        """The graph of that key, captured if it is new or if what it reads has moved."""
+    def _ready_graph(self, key: GraphKey, rows: list[Row], step: StepTokens) -> torch.cuda.CUDAGraph:
+        """Send and plan the step; the graph of that key, captured first if it is new or if what it reads has moved."""
         assert self.graphs is not None, "only on CUDA"
-        if self.attention.generation != self._generation:
-            self._generation = self.attention.generation
-            self.graphs.forget()
-        graph = self.graphs.find(key)
-        return self._capture(key) if graph is None else graph
+        while True:
+            inputs = self.block.send(step, rows, self.draws, key.num_tokens, key.num_tokens)
+            if key.way is Way.ANY:
+                self.attention.plan(_layout(step, inputs), is_graph=True)
+                if self.attention.generation != self._generation:
+                    self._generation = self.attention.generation
+                    self.graphs.forget()
+            graph = self.graphs.find(key)
+            if graph is not None:
+                return graph
+            self._capture(key)
 
-    def _capture(self, key: GraphKey) -> torch.cuda.CUDAGraph:
+    def _capture(self, key: GraphKey) -> None:
         assert self.graphs is not None, "only on CUDA"
         inputs = self.block.send_padding(key.num_tokens, key.num_tokens)
         if key.way is Way.ANY:
@@ -180,7 +183,7 @@ class CudaRunner:
             if key.draws:
                 self._draw_plain(inputs, key.num_tokens)
 
-        return self.graphs.capture(key, run)
+        self.graphs.capture(key, run)
 
     def _score_logits(self, rows: list[Row], step: StepTokens) -> list[list[Scored]]:
         """The same as `_score_hidden`, of logits that a graph has left behind those of the drawing rows."""
@@ -200,7 +203,7 @@ class CudaRunner:
             key = GraphKey(way_of(size, is_decode=True), size, draws=True)
             if self.graphs.find(key) is None and size <= bucket_of(min(self.max_running, MAX_BUCKET)):
                 with torch.inference_mode():
-                    self._graph(key)
+                    self._capture(key)
                 return True
         return False
 
@@ -229,15 +232,15 @@ class CudaRunner:
             return None, None
         if is_plain:
             return self._drawn_ids(num), None
-        drawn = self.sampler.draw(self.logits[: len(drawing)].float(), drawing)
+        drawn = self.sampler.draw(self.logits[: len(drawing)], drawing)
         tokens = drawn.tokens.to(torch.int32)
         self.last_tokens.index_copy_(0, index_of([row.row for row in drawing], self.device), tokens)
         return torch.stack((tokens, drawn.is_finite.to(torch.int32))), drawn
 
     def _scored(self, row: Row, positions: range, logits: Tensor) -> Scored:
         nexts = index_of([row.history[p + 1] for p in positions], self.device)
-        logits = logits.float()
-        return Scored(logits.sum(-1).isfinite().all(), *logprobs_of(logits, nexts, row.score_top))
+        is_finite = logits.sum(-1, dtype=torch.float32).isfinite().all()
+        return Scored(is_finite, *logprobs_of(logits, nexts, row.score_top))
 
 
 def _layout(step: StepTokens, inputs: DeviceInputs, shared: Sequence[SharedPrefix] = ()) -> Layout:
