@@ -54,8 +54,7 @@ def combinations() -> list[SamplingParams]:
     return [*found, SamplingParams(temperature=0.0, top_k=3), SamplingParams(temperature=0.7, seed=1)]
 
 
-@pytest.mark.parametrize("spread", [0.0, 0.5, 4.0])
-@pytest.mark.parametrize("rounds", [0, 2])
+@pytest.mark.parametrize("spread, rounds", [(0.0, 2), (0.5, 0), (4.0, 2)])
 def test_tokens_are_those_of_the_sort(spread: float, rounds: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nucleus, "ROUNDS", rounds)
     gen = torch.Generator().manual_seed(int(spread))
