@@ -20,6 +20,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     `model_path` is "embedded", a local Hugging Face folder, or a hub name.  `device` "auto" takes CUDA if there is one.
     `num_slots` is the KV pool's size in tokens (None: measured from free memory times `mem_fraction_static`).
+    `kv_cache_dtype` "fp8_e4m3" halves what a token takes in the pool.  With `deterministic` outputs do not depend on
+    what else is computed, to the last bit, at a cost (docs/performance.md); on a CPU nothing changes.
     `chunked_prefill_size` is the token budget of a step.  `random_seed` makes the seeds that are drawn for runs without
     one (and dummy weights) the same each time.
     """
@@ -40,6 +42,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     schedule_policy: str = "lpm"
     disable_radix_cache: bool = False
     attention_backend: str = "auto"
+    kv_cache_dtype: str = "auto"
+    deterministic: bool = False
     random_seed: int | None = None
     num_threads: int | None = None
     overlap: bool | None = None
@@ -50,6 +54,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     def __post_init__(self) -> None:
         _one_of("load_format", self.load_format, ("auto", "safetensors", "dummy"))
         _one_of("dtype", self.dtype, DTYPES)
+        _one_of("attention_backend", self.attention_backend, ("auto", "flashinfer", "triton", "torch"))
+        _one_of("kv_cache_dtype", self.kv_cache_dtype, ("auto", "fp8_e4m3"))
         _one_of("schedule_policy", self.schedule_policy, POLICIES)
         _one_of("page_size", self.page_size, (1, 4, 16))
         _one_of("log_level", self.log_level, ("debug", "info", "warning", "error"))

@@ -100,10 +100,17 @@ def check_weights_fit(need: int, device: torch.device) -> None:
 
 
 def plan_slots(
-    config: EngineConfig, model: ModelConfig, *, device: torch.device, dtype: torch.dtype, context_length: int
+    config: EngineConfig,
+    model: ModelConfig,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    context_length: int,
+    step_bytes: int | None = None,
 ) -> int:
     """How many KV slots (tokens) the pool gets, called when the weights are loaded; a multiple of the page size.
 
+    `dtype` is the cache's; `step_bytes` what the largest step takes beside it (None: not measured).
     `num_slots` of the config as it is, else: CUDA, `mem_fraction_static` of the whole memory minus what is taken; CPU,
     `CPU_POOL_SHARE` of what is free, at most `CPU_POOL_TOKENS` and at least one full context.
     EngineStartFailed(stage="memory") if it does not fit.
@@ -115,7 +122,7 @@ def plan_slots(
     elif device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
         taken = total - free
-        slots = (int(total * config.mem_fraction_static) - taken - ACTIVATION_BYTES) // per_slot
+        slots = (int(total * config.mem_fraction_static) - taken - (step_bytes or ACTIVATION_BYTES)) // per_slot
     else:
         slots = min(int(free * CPU_POOL_SHARE) // per_slot, max(CPU_POOL_TOKENS, context_length))
     slots -= slots % config.page_size

@@ -13,7 +13,7 @@ from nbsgl.engine.transfer import to_device
 
 
 class KVCache:
-    """Per layer `k[i]`, `v[i]` `[num_slots + page_size, kv_heads, head_dim]` (NHD; a page is `page_size` slots in a row).
+    """Per layer `k[i]`, `v[i]` `[num_slots + page_size, kv_heads, head_dim]` (NHD; a page: `page_size` slots in a row).
 
     `table` int32 `[max_running + 1, context_length]` maps a running sequence's positions to slots; it is changed by
     deltas.  Its last row, `padding_row`, and the pool's last page are for the padding of steps: all its positions are

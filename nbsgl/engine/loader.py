@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from nbsgl.engine import weights
 from nbsgl.engine.attention import create_attention
+from nbsgl.engine.attention.choice import AttentionChoice, choose_attention
+from nbsgl.engine.attention.paged import create_paged_attention
 from nbsgl.engine.config import EngineConfig
 from nbsgl.engine.device import check_weights_fit, choose_device, choose_dtype, plan_slots, set_num_threads
 from nbsgl.engine.folders import Progress, resolve_model
@@ -21,6 +24,9 @@ from nbsgl.engine.models.decoder import Decoder
 from nbsgl.engine.runner import ModelRunner
 from nbsgl.errors import ModelUnsupported, ParameterError
 
+if TYPE_CHECKING:
+    from nbsgl.engine.cuda.runner import CudaRunner
+
 log = logging.getLogger("nbsgl")
 
 # device type -> (max_running_requests, chunked_prefill_size): sequences at once, token budget of a step
@@ -31,7 +37,7 @@ DEFAULTS = {"cpu": (32, 512), "cuda": (512, 8_192)}
 class LoadedModel:
     """A model ready to run, and what a scheduler has to know of it.  `num_slots` is the KV pool's size in tokens."""
 
-    runner: ModelRunner
+    runner: ModelRunner | CudaRunner
     folder: Path
     config: ModelConfig
     context_length: int
@@ -42,6 +48,7 @@ class LoadedModel:
     chunked_prefill_size: int
     device: str
     device_reason: str
+    attention: str
     dtype: str
     num_threads: int
     num_parameters: int
@@ -61,23 +68,35 @@ def load(config: EngineConfig, *, progress: Progress = lambda fraction, note: No
     dtype = choose_dtype(config.dtype, choice.device, model_config)
     num_threads = set_num_threads(config.num_threads)
     model = load_decoder(config, folder, model_config, dtype, choice.device, progress)
-    num_slots = plan_slots(config, model_config, device=choice.device, dtype=dtype, context_length=context_length)
+    attention = _choose_attention(config, choice.device, dtype, model_config)
     max_running, budget = DEFAULTS[choice.device.type]
     max_running = config.max_running_requests or max_running
+    budget = config.chunked_prefill_size or budget
+    num_slots = plan_slots(
+        config,
+        model_config,
+        device=choice.device,
+        dtype=cache_dtype(config, dtype),
+        context_length=context_length,
+        step_bytes=_step_bytes(model, attention, max_running, budget),
+    )
     runner = make_runner(
         model,
+        config,
+        attention.name,
         num_slots=num_slots,
         max_running=max_running,
+        max_tokens=budget,
         context_length=context_length,
-        attention=config.attention_backend,
     )
     log.info(
-        "loaded %s: %d parameters, %s on %s, %d slots",
+        "loaded %s: %d parameters, %s on %s, %d slots; attention by %s",
         model_config.architecture,
         model.num_parameters,
         dtype,
         choice.reason,
         num_slots,
+        attention.reason,
     )
     return LoadedModel(
         runner=runner,
@@ -88,9 +107,10 @@ def load(config: EngineConfig, *, progress: Progress = lambda fraction, note: No
         num_slots=num_slots,
         page_size=config.page_size,
         max_running=max_running,
-        chunked_prefill_size=config.chunked_prefill_size or budget,
+        chunked_prefill_size=budget,
         device=str(choice.device),
         device_reason=choice.reason,
+        attention=attention.reason,
         dtype=str(dtype).removeprefix("torch."),
         num_threads=num_threads,
         num_parameters=model.num_parameters,
@@ -151,17 +171,63 @@ def load_decoder(
     return model
 
 
+def _choose_attention(
+    config: EngineConfig, device: torch.device, dtype: torch.dtype, model: ModelConfig
+) -> AttentionChoice:
+    """Deterministic mode has one backend, whose sums do not depend on the batch."""
+    asked = config.attention_backend
+    if config.deterministic and device.type == "cuda":
+        if asked not in ("auto", "triton"):
+            raise ParameterError(name="attention_backend", value=asked, allowed="'auto' or 'triton' if deterministic")
+        asked = "triton"
+    return choose_attention(asked, device, dtype, model.head_dim, kv_dtype=cache_dtype(config, dtype))
+
+
+def cache_dtype(config: EngineConfig, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the KV cache."""
+    return torch.float8_e4m3fn if config.kv_cache_dtype == "fp8_e4m3" else dtype
+
+
+def _step_bytes(model: Decoder, attention: AttentionChoice, max_running: int, max_tokens: int) -> int | None:
+    """What a step needs beside weights and pool, where it can be measured."""
+    if model.device.type != "cuda" or attention.name == "torch":
+        return None
+    from nbsgl.engine.cuda.memory import step_bytes
+
+    return step_bytes(model, max_tokens=max_tokens, max_running=max_running)
+
+
 def make_runner(
-    model: Decoder, *, num_slots: int, max_running: int, context_length: int, attention: str = "auto"
-) -> ModelRunner:
-    """A runner for the model with a KV pool of `num_slots` tokens."""
+    model: Decoder,
+    config: EngineConfig,
+    attention: str,
+    *,
+    num_slots: int,
+    max_running: int,
+    max_tokens: int,
+    context_length: int,
+) -> ModelRunner | CudaRunner:
+    """A runner for the model with a KV pool of `num_slots` tokens: "torch" attention goes with the plain one."""
     cache = KVCache(
         model.config,
         num_slots=num_slots,
         max_running=max_running,
         context_length=context_length,
-        dtype=model.dtype,
+        page_size=config.page_size,
+        dtype=cache_dtype(config, model.dtype),
         device=model.device,
     )
     rope = Rope(model.config.rope, model.config.head_dim, context_length, model.device)
-    return ModelRunner(model, cache, create_attention(attention, model.config, cache), rope, max_running)
+    if attention == "torch":
+        return ModelRunner(model, cache, create_attention(attention, model.config, cache), rope, max_running)
+    from nbsgl.engine.cuda.runner import CudaRunner
+
+    return CudaRunner(
+        model,
+        cache,
+        create_paged_attention(attention, model.config, cache, model.dtype),
+        rope,
+        max_running=max_running,
+        max_tokens=max_tokens,
+        deterministic=config.deterministic,
+    )

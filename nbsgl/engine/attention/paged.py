@@ -9,10 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from torch import Tensor
+
+if TYPE_CHECKING:
+    import torch
+
+    from nbsgl.engine.kv_cache import KVCache
+    from nbsgl.engine.model_config import ModelConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,3 +80,14 @@ class PagedAttention(Protocol):
 
     def attend(self, layer_idx: int, q: Tensor, out: Tensor) -> None:
         """out = softmax(q K^T / sqrt(head_dim)) V; q, out `[num_tokens, heads, head_dim]`, contiguous."""
+
+
+def create_paged_attention(name: str, config: ModelConfig, cache: KVCache, dtype: torch.dtype) -> PagedAttention:
+    """The backend of that name, for queries of that dtype: what `choice.choose_attention` has found possible."""
+    if name == "flashinfer":
+        from nbsgl.engine.attention.flashinfer_paged import FlashInferAttention
+
+        return FlashInferAttention(config, cache, dtype=dtype)
+    from nbsgl.engine.attention.triton_paged import TritonAttention
+
+    return TritonAttention(config, cache)
