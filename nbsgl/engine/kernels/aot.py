@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, CompiledKernel
+from triton.compiler import ASTSource, CompiledKernel, make_backend
 
 from nbsgl.engine import kernels
 from nbsgl.engine.model_config import ModelConfig
@@ -126,19 +126,11 @@ class Variant:
         """As Triton's launcher would make it from the arguments of a launch."""
         if wrong := set(self.args) ^ set(self.fn.arg_names):
             raise TypeError(f"{self.fn.__name__}: {sorted(wrong)} in either its parameters or this variant only")
-        signature: dict[str, str] = {}
-        constants: dict[tuple[int, ...], Any] = {}
-        attributes: dict[tuple[int, ...], Any] = {}
-        for idx, param in enumerate(self.fn.params):
-            value = self.args[param.name]
-            if param.is_constexpr or value is None or value == 1:
-                signature[param.name], constants[(idx,)], attributes[(idx,)] = "constexpr", value, []
-                continue
-            kind, _, is_aligned = (f"{POINTERS[value]}:16" if isinstance(value, torch.dtype) else value).partition(":")
-            signature[param.name] = kind
-            if kind != "fp32" and not param.do_not_specialize:
-                can_align = is_aligned and not param.do_not_specialize_on_alignment
-                attributes[(idx,)] = [["tt.divisibility", 16]] if can_align else []
+        values = {param.name: self.args[param.name] for param in self.fn.params}
+        kinds = [_specialize(param, values[param.name]) for param in self.fn.params]
+        # Triton's own: versions differ in how they write the same thing (3.7 gives constants empty attributes)
+        backend = make_backend(GPUTarget("cuda", 80, 32))
+        _, signature, constants, attributes = self.fn._pack_args(backend, self.options, values, kinds, {})
         return ASTSource(self.fn, signature, constants, attributes)
 
     @property
@@ -153,6 +145,16 @@ class Variant:
     def key(self) -> tuple[str, str]:
         """Equal for equal compiled forms, and only for those."""
         return self.source().hash(), str(self.options)
+
+
+def _specialize(param: Any, value: Any) -> tuple[str, Any]:
+    """The type of a parameter, and what Triton compiles apart for: its value, or "D" for divisible by 16, else ""."""
+    if param.is_constexpr or value is None or value == 1:
+        return "constexpr", value
+    kind, _, is_aligned = (f"{POINTERS[value]}:16" if isinstance(value, torch.dtype) else value).partition(":")
+    if kind == "fp32" or param.do_not_specialize:
+        return kind, None
+    return kind, "D" if is_aligned and not param.do_not_specialize_on_alignment else ""
 
 
 def modules() -> list[str]:
