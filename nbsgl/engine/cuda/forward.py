@@ -19,7 +19,6 @@ from nbsgl.engine.cuda.inputs import DeviceInputs
 from nbsgl.engine.kernels.decode_attention import DecodeScratch, decode_attention
 from nbsgl.engine.kernels.fused import add_rmsnorm, embed, rmsnorm_rows, silu_mul
 from nbsgl.engine.kernels.gemv import gemv
-from nbsgl.engine.kernels.invariant_matmul import invariant_matmul
 from nbsgl.engine.kernels.rope_kv import rope_kv
 from nbsgl.engine.kv_cache import KVCache
 from nbsgl.engine.layers.linear import Linear
@@ -183,6 +182,8 @@ class Forward:
         if out is None:
             out = self._empty(x.shape[0], linear.weight.shape[0])
         if self.deterministic:
+            from nbsgl.engine.kernels.invariant_matmul import invariant_matmul
+
             invariant_matmul(x, linear.weight, out, bias=linear.bias)
         elif linear.bias is None:
             torch.mm(x, linear.weight.t(), out=out)

@@ -115,7 +115,7 @@ class CudaRunner:
 
     def _launch_eagerly(self, batch: Batch, step: StepTokens, drawing: list[Row], is_plain: bool) -> LaunchedStep:
         inputs = self.block.send(step, batch.rows, self.draws, step.num_tokens, step.num_wanted)
-        self.attention.plan(_layout(step, inputs, batch.shared), is_graph=False)
+        self.attention.plan(_layout(step, inputs), is_graph=False)
         hidden = self.forward.hidden(Way.ANY, inputs)
         num = len(drawing)
         if num:

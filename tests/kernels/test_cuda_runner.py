@@ -1,0 +1,167 @@
+"""The CUDA runner in Triton's interpreter, kernel by kernel, against the plain runner: same rows, same answers."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from nbsgl.engine.attention.paged import Layout
+from nbsgl.engine.batch import Batch, Row, RowResult
+from nbsgl.engine.cuda.runner import CudaRunner
+from nbsgl.engine.kv_cache import KVCache
+from nbsgl.engine.loader import LoadedModel
+from nbsgl.engine.runner import ModelRunner
+from nbsgl.protocol import SamplingParams
+from tests.unit.model_fakes import VOCAB, load_small, make_checkpoint
+
+GREEDY = SamplingParams(temperature=0.0)
+DRAWN = SamplingParams(temperature=0.9, seed=7)
+FILTERED = SamplingParams(temperature=0.9, seed=7, top_p=0.7, top_k=20, return_logprob=True, top_logprobs_num=3)
+NUM_SLOTS = 400
+
+
+class PlainAttention:
+    """`PagedAttention` by definition: each token's softmax over its positions' slots."""
+
+    name, generation = "plain", 0
+
+    def __init__(self, cache: KVCache) -> None:
+        self.cache = cache
+        self.layout: Layout | None = None
+
+    def plan(self, layout: Layout, *, is_graph: bool) -> None:
+        self.layout = layout
+
+    def attend(self, layer_idx: int, q: torch.Tensor, out: torch.Tensor) -> None:
+        assert self.layout is not None
+        tokens = list(zip(self.layout.rows.tolist(), self.layout.kv_lens.tolist()))
+        for extend in self.layout.extends:
+            tokens += [(extend.row, extend.kv_len - extend.num_tokens + 1 + i) for i in range(extend.num_tokens)]
+        groups = q.shape[1] // self.cache.k[0].shape[1]
+        for i, (row, kv_len) in enumerate(tokens):
+            slots = self.cache.table[row, :kv_len].long()
+            k = self.cache.k[layer_idx][slots].repeat_interleave(groups, 1)
+            v = self.cache.v[layer_idx][slots].repeat_interleave(groups, 1)
+            weights = torch.einsum("hd,shd->hs", q[i], k).div(q.shape[2] ** 0.5).softmax(-1)
+            out[i] = torch.einsum("hs,shd->hd", weights, v)
+
+
+def cuda_runner(loaded: LoadedModel, *, deterministic: bool = False) -> CudaRunner:
+    """A CUDA runner on the CPU, with a cache of its own, over the weights of a loaded model."""
+    plain = loaded.runner
+    cache = KVCache(
+        plain.model.config,
+        num_slots=NUM_SLOTS,
+        max_running=4,
+        context_length=200,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+    )
+    attention = PlainAttention(cache)
+    return CudaRunner(
+        plain.model, cache, attention, plain.rope, max_running=4, max_tokens=128, deterministic=deterministic
+    )
+
+
+def unpack(loaded: LoadedModel) -> None:
+    """The kernels read plain weights."""
+    for layer in loaded.runner.model.layers:
+        for linear in (layer.qkv, layer.o, layer.gate_up, layer.down):
+            linear.weight, linear.is_packed = linear.plain().contiguous(), False
+    head = loaded.runner.model.head
+    head.weight, head.is_packed = head.plain().contiguous(), False
+
+
+@pytest.fixture(scope="module", params=["Llama", "Qwen2", "Qwen3"])
+def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    folder = tmp_path_factory.mktemp(request.param)
+    make_checkpoint(folder, request.param)
+    loaded = load_small(folder)
+    unpack(loaded)
+    return loaded
+
+
+def some_steps(runner: ModelRunner | CudaRunner) -> list[list[RowResult]]:
+    """A prefill with scores, extends beside a decode, decodes fed back, a lone decode; scattered slots."""
+    rng = random.Random(0)
+    prompts = [[rng.randrange(VOCAB) for _ in range(n)] for n in (20, 7, 33)]
+    order = rng.sample(range(NUM_SLOTS), NUM_SLOTS)
+    slots = [[order.pop() for _ in range(60)] for _ in prompts]
+    a, b, c = prompts
+
+    def run(*rows: Row) -> list[RowResult]:
+        return runner.launch(Batch(list(rows))).result()
+
+    steps = [
+        run(Row(0, 0, 8, a, 0, slots[0], score=range(2, 7), score_top=2), Row(1, 0, 7, b, 0, slots[1], params=GREEDY))
+    ]
+    steps.append(
+        run(
+            Row(1, 7, 1, b, is_fed_back=True, params=DRAWN, run_begin=7, run_idx=1),
+            Row(0, 8, 12, a, params=FILTERED, run_begin=20),
+            Row(2, 0, 30, c, 0, slots[2]),
+        )
+    )
+    steps.append(
+        run(
+            Row(1, 8, 1, b, is_fed_back=True, params=GREEDY, run_begin=7, run_idx=2),
+            Row(0, 20, 1, a, is_fed_back=True, params=FILTERED, run_begin=20, run_idx=1),
+            Row(2, 30, 3, c, params=DRAWN, run_begin=33),
+        )
+    )
+    for i in range(3):
+        steps.append(
+            run(
+                *(
+                    Row(r, s + i, 1, prompts[r], is_fed_back=True, params=DRAWN, run_idx=i)
+                    for r, s in ((0, 21), (2, 33))
+                )
+            )
+        )
+    steps.append(run(Row(1, 9, 1, b, is_fed_back=True, params=DRAWN, run_idx=3)))
+    return steps
+
+
+def assert_same(found: list[list[RowResult]], expected: list[list[RowResult]]) -> None:
+    for step, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
+        for row, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+            where = f"step {step}, row {row}"
+            assert one.token == other.token, where
+            assert one.is_finite, where
+            assert other.is_finite, where
+            assert one.scores == pytest.approx(other.scores, abs=1e-3), where
+            assert (one.logprob is None) == (other.logprob is None), where
+            if other.logprob is not None:
+                assert one.logprob == pytest.approx(other.logprob, abs=1e-3), where
+            assert [i for i, _ in one.top] == [i for i, _ in other.top], where
+
+
+@pytest.mark.parametrize("deterministic", [False])
+def test_fused_runner_answers_as_the_plain_one(loaded: LoadedModel, deterministic: bool) -> None:
+    loaded.runner.forget()
+    expected = some_steps(loaded.runner)
+    assert_same(some_steps(cuda_runner(loaded, deterministic=deterministic)), expected)
+
+
+def test_one_and_few_ways_answer_as_the_plain_one(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ways that only graphs take on a GPU, taken kernel by kernel."""
+    from nbsgl.engine.cuda import runner as module
+    from nbsgl.engine.cuda.graphs import way_of
+
+    loaded.runner.forget()
+    expected = some_steps(loaded.runner)
+    runner = cuda_runner(loaded)
+    hidden = type(runner.forward).hidden
+    taken = []
+
+    def by_way(forward: module.Forward, way: module.Way, inputs: module.DeviceInputs) -> module.Hidden:
+        num = inputs.tokens.shape[0]
+        is_decode = len(set(inputs.rows.tolist())) == num
+        taken.append(way_of(num, is_decode=is_decode))
+        return hidden(forward, taken[-1], inputs)
+
+    monkeypatch.setattr(type(runner.forward), "hidden", by_way)
+    assert_same(some_steps(runner), expected)
+    assert set(taken) == set(module.Way)
