@@ -67,6 +67,26 @@ def test_gemv_at_real_sizes(name: str) -> None:
         close(out, y)
 
 
+@pytest.mark.parametrize("num_rows", [1, 2, 8, 16, 17, 64])
+@pytest.mark.parametrize("name", [name for name in LINEARS if "head" not in name and name != "odd"])
+def test_skinny_at_real_sizes(name: str, num_rows: int) -> None:
+    from nbsgl.engine.kernels.skinny import parts_of, skinny
+
+    n, k, folded = LINEARS[name]
+    weight, x = on(n, k) / k**0.5, on(num_rows, k)
+    bias = on(n) if "bias" in folded else None
+    wanted = F.linear(x.float(), weight.float(), None if bias is None else bias.float())
+    out = torch.empty(num_rows, n, device="cuda", dtype=BF16)
+    parts = torch.full((parts_of(n, k), num_rows, n), torch.nan, device="cuda")
+    for pdl in {False, can_pdl()}:
+        out.fill_(torch.nan)
+        skinny(x, weight, out, bias=bias, pdl=pdl)
+        close(out, wanted)
+        if bias is None:
+            skinny(x, weight, parts, pdl=pdl)
+            torch.testing.assert_close(parts.sum(0), wanted, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("num_rows", [1, 8, 257, 1024, 8192])
 @pytest.mark.parametrize("hidden, intermediate", [(4096, 14336), (1024, 3072), (896, 4864)])
 def test_elementwise_kernels_at_real_sizes(hidden: int, intermediate: int, num_rows: int) -> None:

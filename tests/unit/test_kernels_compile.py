@@ -26,6 +26,7 @@ from triton.runtime import driver
 from nbsgl.engine.kernels import draw, edit, fused, logsumexp, nucleus
 from nbsgl.engine.kernels.aot import Card, Compiled, ModelShape, Variant, compile_jobs, jobs, module_variants
 from nbsgl.engine.kernels.gemv import gemv
+from nbsgl.engine.kernels.skinny import parts_of, skinny
 
 LLAMA_8B = ModelShape(4096, 14336, 32, 8, 128, 128256)
 QWEN3_06B = ModelShape(1024, 3072, 16, 8, 128, 151936, qk_norm=True)
@@ -127,6 +128,23 @@ def launch_fused(shape: ModelShape, pdl: bool) -> None:
         fused.add_rmsnorm(rows, rows, meta(h), 1e-5, rows, pdl=pdl)
         fused.rmsnorm_rows(rows, rows, ids, meta(h), 1e-5, rows, pdl=pdl)
         fused.silu_mul(meta(num_rows, 2 * i), meta(num_rows, i), pdl=pdl)
+    for k in (shape.q_size, i):
+        if (parts := parts_of(h, k)) > 1:
+            ids, rows, x = meta(7, dtype=torch.int32), meta(7, h), meta(parts, 7, h, dtype=torch.float32)
+            fused.add_rmsnorm(x, rows, meta(h), 1e-5, rows, pdl=pdl)
+            fused.rmsnorm_rows(x, rows, ids, meta(h), 1e-5, rows, pdl=pdl)
+
+
+def launch_skinny(shape: ModelShape, pdl: bool) -> None:
+    h, i = shape.hidden, shape.intermediate
+    bias = meta(shape.qkv_size) if shape.qkv_bias else None
+    for num_rows in (1, 7, 16, 17, 64):
+        skinny(meta(num_rows, h), meta(shape.qkv_size, h), meta(num_rows, shape.qkv_size), bias=bias, pdl=pdl)
+        skinny(meta(num_rows, h), meta(2 * i, h), meta(num_rows, 2 * i), pdl=pdl)
+        for k in (shape.q_size, i):
+            parts = parts_of(h, k)
+            out = meta(num_rows, h) if parts == 1 else meta(parts, num_rows, h, dtype=torch.float32)
+            skinny(meta(num_rows, k), meta(h, k), out, pdl=pdl)
 
 
 def launch_draws(shape: ModelShape, pdl: bool, *, filtered: bool) -> None:
@@ -158,6 +176,7 @@ def launch_logsumexp(shape: ModelShape, pdl: bool) -> None:
 LAUNCHES = [
     ("gemv", launch_gemvs),
     ("fused", launch_fused),
+    ("skinny", launch_skinny),
     ("draw", partial(launch_draws, filtered=False)),
     ("nucleus", partial(launch_draws, filtered=True)),
     ("edit", launch_edits),
