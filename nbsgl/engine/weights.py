@@ -103,13 +103,13 @@ def read_header(path: Path) -> dict[str, Entry]:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
             allowed = f"2..{MAX_HEADER_BYTES:,} and inside the file ({size:,} bytes)"
-            raise _corrupt(path, "header length", length, allowed)
+            raise corrupt(path, "header length", length, allowed)
         try:
             header = json.loads(file.read(length))
         except (ValueError, RecursionError) as error:
-            raise _corrupt(path, "header", "broken", "JSON") from error
+            raise corrupt(path, "header", "broken", "JSON") from error
     if not isinstance(header, dict) or len(header) > MAX_TENSORS:
-        raise _corrupt(path, "header", type(header).__name__, f"an object of at most {MAX_TENSORS:,} tensors")
+        raise corrupt(path, "header", type(header).__name__, f"an object of at most {MAX_TENSORS:,} tensors")
     header.pop("__metadata__", None)
     entries = {name: _entry(path, name, raw, 8 + length) for name, raw in header.items()}
     _check_layout(path, entries, 8 + length, size)
@@ -122,13 +122,13 @@ def _entry(path: Path, name: str, raw: Any, data_begin: int) -> Entry:
 
     good = isinstance(raw, dict) and is_ints(raw.get("shape")) and is_ints(raw.get("data_offsets"))
     if not good or len(raw["data_offsets"]) != 2 or len(raw["shape"]) > 8:
-        raise _corrupt(path, name, "broken entry", "dtype, shape and data_offsets")
+        raise corrupt(path, name, "broken entry", "dtype, shape and data_offsets")
     item = ITEM_BYTES.get(str(raw.get("dtype")))
     if item is None:
-        raise _corrupt(path, name, raw.get("dtype"), "a dtype of the safetensors format")
+        raise corrupt(path, name, raw.get("dtype"), "a dtype of the safetensors format")
     begin, end = raw["data_offsets"]
     if end - begin != item * math.prod(raw["shape"]):
-        raise _corrupt(path, name, f"{end - begin} bytes", f"{item * math.prod(raw['shape'])} bytes for its shape")
+        raise corrupt(path, name, f"{end - begin} bytes", f"{item * math.prod(raw['shape'])} bytes for its shape")
     return Entry(path, raw["dtype"], tuple(raw["shape"]), data_begin + begin, data_begin + end)
 
 
@@ -136,10 +136,10 @@ def _check_layout(path: Path, entries: dict[str, Entry], begin: int, size: int) 
     """Law of the format: tensors lie one after the other, from the header's end to the file's end."""
     for name, entry in sorted(entries.items(), key=lambda pair: (pair[1].begin, pair[1].end)):
         if entry.begin != begin:
-            raise _corrupt(path, name, f"offset {entry.begin}", f"offset {begin}: no gap, no overlap")
+            raise corrupt(path, name, f"offset {entry.begin}", f"offset {begin}: no gap, no overlap")
         begin = entry.end
     if begin != size:
-        raise _corrupt(path, "size", size, f"{begin} bytes, as its header says")
+        raise corrupt(path, "size", size, f"{begin} bytes, as its header says")
 
 
 def check(entries: Mapping[str, Entry], declared: Mapping[str, Tensor], *, is_tied: bool) -> None:
@@ -152,12 +152,12 @@ def check(entries: Mapping[str, Entry], declared: Mapping[str, Tensor], *, is_ti
         if entry is None:
             raise CorruptWeights(file="*.safetensors", field=name, value="missing", allowed=str(list(tensor.shape)))
         if entry.shape != tuple(tensor.shape):
-            raise _corrupt(entry.path, name, list(entry.shape), f"shape {list(tensor.shape)} as in config.json")
+            raise corrupt(entry.path, name, list(entry.shape), f"shape {list(tensor.shape)} as in config.json")
         if entry.dtype not in FILE_DTYPES:
-            raise _corrupt(entry.path, name, entry.dtype, " | ".join(FILE_DTYPES))
+            raise corrupt(entry.path, name, entry.dtype, " | ".join(FILE_DTYPES))
     for name in entries.keys() - declared.keys():
         if not (name.endswith("rotary_emb.inv_freq") or (is_tied and name == "lm_head.weight")):
-            raise _corrupt(entries[name].path, name, "extra tensor", "only tensors of the architecture")
+            raise corrupt(entries[name].path, name, "extra tensor", "only tensors of the architecture")
 
 
 def read_entries(files: list[Path]) -> dict[str, Entry]:
@@ -166,13 +166,18 @@ def read_entries(files: list[Path]) -> dict[str, Entry]:
     for path in files:
         for name, entry in read_header(path).items():
             if name in entries:
-                raise _corrupt(path, name, "twice", "each tensor once")
+                raise corrupt(path, name, "twice", "each tensor once")
             entries[name] = entry
     return entries
 
 
 def load(entries: Mapping[str, Entry], parameters: Mapping[str, Tensor], progress: Progress) -> None:
     """Read every parameter from its file into its place, converting the dtype.  CorruptWeights if a file is short."""
+    if any(place.device.type == "cuda" for place in parameters.values()):
+        from nbsgl.engine.weight_stream import stream
+
+        stream(entries, parameters, progress)
+        return
     total = sum(entries[name].end - entries[name].begin for name in parameters) or 1
     done, reported = 0, 0.0
     by_file: dict[Path, list[str]] = {}
@@ -199,7 +204,7 @@ def _read_into(file: BinaryIO, name: str, entry: Entry, place: Tensor) -> None:
     while read < len(view):
         count = file.readinto(view[read : read + (64 << 20)])  # type: ignore[attr-defined]
         if not count:
-            raise _corrupt(entry.path, name, f"{read} bytes", f"{len(view)} bytes (the file changed while loading)")
+            raise corrupt(entry.path, name, f"{read} bytes", f"{len(view)} bytes (the file changed while loading)")
         read += count
     if not is_direct:
         place.copy_(target)
@@ -220,7 +225,8 @@ def fill_dummy(parameters: Mapping[str, Tensor], seed: int, progress: Progress) 
     progress(1.0, "weights: random")
 
 
-def _corrupt(path: Path, field: str, value: object, allowed: str) -> CorruptWeights:
+def corrupt(path: Path, field: str, value: object, allowed: str) -> CorruptWeights:
+    """The error of a weights file."""
     return CorruptWeights(
         file=path.name,
         field=field,
