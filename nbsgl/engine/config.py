@@ -19,7 +19,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Settings of one engine.  Names follow SGLang's offline engine where it has one.
 
     `model_path` is "embedded", a local Hugging Face folder, or a hub name.  `device` "auto" takes CUDA if there is one.
-    `num_slots` is the KV pool's size in tokens (None: measured from free memory times `mem_fraction_static`).
+    `num_slots` is the KV pool's size in tokens.  None: on CUDA so many that weights and pool take
+    `mem_fraction_static` of the card's memory, or less where steps, graphs and other processes need more than the rest.
     `kv_cache_dtype` "fp8_e4m3" halves what a token takes in the pool.  With `deterministic` outputs do not depend on
     what else is computed, to the last bit, at a cost (docs/performance.md); on a CPU nothing changes.
     `chunked_prefill_size` is the token budget of a step.  `random_seed` makes the seeds that are drawn for runs without
@@ -34,7 +35,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     device: str = "auto"
     dtype: str = "auto"
     context_length: int | None = None
-    mem_fraction_static: float = 0.85
+    mem_fraction_static: float = 0.93
     num_slots: int | None = None
     page_size: int = 1
     max_running_requests: int | None = None

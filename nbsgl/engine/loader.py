@@ -78,6 +78,7 @@ def load(config: EngineConfig, *, progress: Progress = lambda fraction, note: No
         device=choice.device,
         dtype=cache_dtype(config, dtype),
         context_length=context_length,
+        max_running=max_running,
         step_bytes=_step_bytes(model, attention, max_running, budget),
     )
     runner = make_runner(

@@ -34,7 +34,8 @@ def here(
         (here(None), "torch", "no CUDA device"),
         (here(kv_dtype=torch.float8_e4m3fn), "flashinfer", "9.0"),
         (here(kv_dtype=torch.float8_e4m3fn, installed=frozenset({"triton"})), "triton", "not installed"),
-        (here(dtype=torch.float32, kv_dtype=torch.float8_e4m3fn), "triton", "16 bits"),
+        (here(dtype=torch.float32, kv_dtype=torch.float8_e4m3fn), "torch", "16 bits"),
+        (here(None, kv_dtype=torch.float8_e4m3fn), "torch", "no CUDA device"),
     ],
 )
 def test_auto_takes_the_best_that_can_be_had_and_says_why(circumstances, name, because):
@@ -57,7 +58,12 @@ def test_what_is_asked_for_is_taken_where_it_works():
         ("flashinfer", here(dtype=torch.float32), "the model runs in float32", "'triton'"),
         ("flashinfer", here(installed=frozenset({"triton"})), "pip install 'nbsgl[flashinfer]'", "'triton'"),
         ("triton", here((7, 0)), "the card has 7.0", "'torch'"),
-        ("torch", here(kv_dtype=torch.float8_e4m3fn), "8-bit", "'flashinfer'"),
+        (
+            "triton",
+            here((8, 0), kv_dtype=torch.float8_e4m3fn, installed=frozenset({"triton"})),
+            "e4m3 cache needs compute capability 8.9",
+            "'torch'",
+        ),
     ],
 )
 def test_the_impossible_is_refused_with_what_to_type(asked, circumstances, because, instead):
@@ -72,13 +78,6 @@ def test_an_unknown_name_names_those_that_work_here():
     with pytest.raises(ParameterError, match="'auto' | 'torch'") as caught:
         decide("xformers", here(None))
     assert caught.value.allowed == "'auto' | 'torch'"
-
-
-def test_an_8_bit_cache_that_nothing_reads_is_refused():
-    with pytest.raises(ParameterError, match="No attention backend reads a KV cache in float8_e4m3fn"):
-        decide("auto", here(None, kv_dtype=torch.float8_e4m3fn))
-    with pytest.raises(ParameterError, match="e4m3 cache needs compute capability 8.9"):
-        decide("auto", here((8, 0), kv_dtype=torch.float8_e4m3fn, installed=frozenset({"triton"})))
 
 
 def test_a_cpu_runs_torch():

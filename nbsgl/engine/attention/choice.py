@@ -52,14 +52,6 @@ def decide(asked: str, here: Circumstances) -> AttentionChoice:
     """`choose_attention` for circumstances that are known."""
     obstacles = {name: obstacle(name, here) for name in BACKENDS}
     possible = [name for name in BACKENDS if obstacles[name] is None]
-    if not possible:
-        raise ParameterError(
-            f"No attention backend reads a KV cache in {_named(here.kv_dtype)} here: {_listed(obstacles)}.",
-            name="kv_cache_dtype",
-            value=_named(here.kv_dtype),
-            allowed="'auto'",
-            hint="Use kv_cache_dtype='auto'.",
-        )
     if asked == "auto":
         return _best(obstacles, here)
     allowed = " | ".join(map(repr, ("auto", *possible)))
@@ -79,7 +71,7 @@ def decide(asked: str, here: Circumstances) -> AttentionChoice:
 def obstacle(name: str, here: Circumstances) -> str | None:
     """Why a backend cannot be used, or None."""
     if name == "torch":
-        return "it reads no 8-bit cache" if here.kv_dtype.itemsize == 1 else None
+        return None
     if here.capability is None:
         return "there is no CUDA device"
     if here.capability < MIN_CAPABILITY:
@@ -100,7 +92,7 @@ def obstacle(name: str, here: Circumstances) -> str | None:
 def _best(obstacles: dict[str, str | None], here: Circumstances) -> AttentionChoice:
     """The first that can be had; but the kernels of `triton` are made for 16 bits, so float32 is better with torch."""
     passed_over = dict(obstacles)
-    if passed_over["triton"] is None and passed_over["torch"] is None and here.dtype not in HALF:
+    if passed_over["triton"] is None and here.dtype not in HALF:
         passed_over["triton"] = f"slower in {_named(here.dtype)}"
     name = next(name for name in BACKENDS if passed_over[name] is None)
     if here.capability is None:

@@ -53,11 +53,14 @@ class ExtendSpan:
 
 
 class TorchAttention:
-    """See `AttentionBackend`.  Works in the cache's dtype on any device; one step's plan is held until the next."""
+    """See `AttentionBackend`.  Works on any device; one step's plan is held until the next.
+
+    Computes in the dtype of q; a cache in 8 bits is converted when it is written and when it is read.
+    """
 
     def __init__(self, config: ModelConfig, cache: KVCache) -> None:
         self.cache = cache
-        self.dtype = cache.pool.dtype
+        self.mask_dtype = cache.pool.dtype if cache.pool.dtype.itemsize > 1 else torch.float32
         self.heads, self.kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         self.groups = config.num_heads // config.num_kv_heads
         self.slots = torch.empty(0, dtype=torch.int64)
@@ -89,7 +92,7 @@ class TorchAttention:
         # padded positions read the row's own first slot: a stale slot may hold another row's NaN, and 0 * NaN is NaN
         table = self.cache.table.index_select(0, rows[0])[:, :kv_len]
         slots = torch.where(is_padding, table[:, :1], table)
-        mask = torch.zeros(is_padding.shape, dtype=self.dtype, device=device)
+        mask = torch.zeros(is_padding.shape, dtype=self.mask_dtype, device=device)
         mask.masked_fill_(is_padding, float("-inf"))
         return DecodeGroup(len(spans), kv_len, tokens, slots.reshape(-1), 0, mask[:, None, None, :])
 
@@ -104,8 +107,8 @@ class TorchAttention:
 
     def forward(self, layer_idx: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         pool_k, pool_v = self.cache.k[layer_idx], self.cache.v[layer_idx]
-        pool_k.index_copy_(0, self.slots, k)
-        pool_v.index_copy_(0, self.slots, v)
+        _write(pool_k, self.slots, k)
+        _write(pool_v, self.slots, v)
         num_tokens = q.shape[0]
         if len(self.decodes) == 1 and self.decodes[0].tokens is None:
             return self._decode(self.decodes[0], q, pool_k, pool_v).reshape(num_tokens, -1)
@@ -119,18 +122,19 @@ class TorchAttention:
 
     def _decode(self, group: DecodeGroup, q: Tensor, pool_k: Tensor, pool_v: Tensor) -> Tensor:
         """q `[n, heads, head_dim]` -> the same shape."""
-        keys, values = _read(pool_k, pool_v, group.slots, group.base, group.num * group.kv_len)
+        keys, values = _read(pool_k, pool_v, group.slots, group.base, group.num * group.kv_len, q.dtype)
+        mask = None if group.mask is None else group.mask.to(q.dtype)
         shape = (group.num, group.kv_len, self.kv_heads, self.head_dim)
         grouped = q.reshape(group.num, self.kv_heads, self.groups, self.head_dim)
         mixed = F.scaled_dot_product_attention(
-            grouped, keys.view(shape).transpose(1, 2), values.view(shape).transpose(1, 2), attn_mask=group.mask
+            grouped, keys.view(shape).transpose(1, 2), values.view(shape).transpose(1, 2), attn_mask=mask
         )
         return mixed.reshape(group.num, self.heads, self.head_dim)
 
     def _extend(self, extend: ExtendSpan, q: Tensor, pool_k: Tensor, pool_v: Tensor) -> Tensor:
         """q `[num_tokens, heads, head_dim]` -> the same shape; causal, after a cached prefix."""
         span = extend.span
-        keys, values = _read(pool_k, pool_v, extend.slots, extend.base, span.kv_len)
+        keys, values = _read(pool_k, pool_v, extend.slots, extend.base, span.kv_len, q.dtype)
         keys, values = keys.transpose(0, 1)[None], values.transpose(0, 1)[None]
         if span.start == 0:
             mixed = F.scaled_dot_product_attention(
@@ -159,11 +163,25 @@ class TorchAttention:
         return mixed.reshape(num, self.heads, self.head_dim)
 
 
-def _read(pool_k: Tensor, pool_v: Tensor, slots: Tensor | None, base: int, count: int) -> tuple[Tensor, Tensor]:
+def _write(pool: Tensor, slots: Tensor, x: Tensor) -> None:
+    """K or V `[n, kv_heads, head_dim]` to its slots.  To 8 bits it saturates, as the kernels do; torch makes NaN."""
+    if pool.dtype.itemsize == 1:
+        limit = torch.finfo(pool.dtype).max
+        x = x.clamp(-limit, limit).to(pool.dtype).view(torch.uint8)
+        pool = pool.view(torch.uint8)  # torch has no index_copy of float8
+    pool.index_copy_(0, slots, x)
+
+
+def _read(
+    pool_k: Tensor, pool_v: Tensor, slots: Tensor | None, base: int, count: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """K and V `[count, kv_heads, head_dim]` of the slots: a view of neighbouring slots, else a gather."""
     if slots is None:
-        return pool_k[base : base + count], pool_v[base : base + count]
-    return pool_k.index_select(0, slots), pool_v.index_select(0, slots)
+        return pool_k[base : base + count].to(dtype), pool_v[base : base + count].to(dtype)
+    if pool_k.dtype.itemsize > 1:
+        return pool_k.index_select(0, slots), pool_v.index_select(0, slots)
+    k, v = (pool.view(torch.uint8).index_select(0, slots).view(pool.dtype).to(dtype) for pool in (pool_k, pool_v))
+    return k, v
 
 
 def _group_by_length(spans: list[Span]) -> list[list[Span]]:
