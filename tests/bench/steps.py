@@ -4,7 +4,8 @@ python -m tests.bench.steps --model nbsgl/bench/models/qwen3-0.6b --batch 1 8 64
 
 In this process: scheduler and runner over a model of random weights; all sequences at one context length, greedy or
 drawn.  `host_ms` is what the host computes in a step (waiting not counted); `idle` is the share of a window in which no
-kernel and no copy ran, from the profiler's trace.
+kernel and no copy ran, and `kernels` the milliseconds a step of the dearest ones, from the profiler's trace.  Last, one
+step that computes `--prefill` tokens.
 """
 
 from __future__ import annotations
@@ -14,18 +15,22 @@ import json
 import random
 import tempfile
 import time
+from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from nbsgl.engine.batch import Batch, Launched, RowResult
+from nbsgl.engine.batch import Batch, Launched, Row, RowResult
 from nbsgl.engine.config import EngineConfig
 from nbsgl.engine.limits import Limits
 from nbsgl.engine.loader import LoadedModel, load
 from nbsgl.engine.scheduler import Scheduler
 from nbsgl.engine.segments import Forced, Sampled, Update
 from nbsgl.protocol import SamplingParams, pack_ids
+
+NUM_KERNELS = 12
 
 
 class Waits:
@@ -89,7 +94,7 @@ def measure(loaded: LoadedModel, batch: int, context: int, temperature: float, s
         "context": context,
         "step_ms": round(seconds / steps * 1e3, 3),
         "host_ms": round((seconds - runner.seconds) / steps * 1e3, 3),
-        "idle": idle_share(scheduler, min(steps, 20)),
+        **traced(scheduler.step, min(steps, 20)),
     }
     while scheduler.has_work:
         scheduler.step()
@@ -98,25 +103,29 @@ def measure(loaded: LoadedModel, batch: int, context: int, temperature: float, s
     return row
 
 
-def idle_share(scheduler: Scheduler, steps: int) -> float | None:
-    """The share of `steps` steps' window in which the GPU ran nothing."""
+def traced(run: Callable[[], None], steps: int) -> dict[str, Any]:
+    """`idle` and `kernels` of `steps` steps."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         for _ in range(steps):
-            scheduler.step()
+            run()
         torch.cuda.synchronize()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(path))
         events = json.loads(path.read_text())["traceEvents"]
-    return share_of_gaps(
-        sorted(
-            (e["ts"], e["ts"] + e["dur"])
-            for e in events
-            if e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset") and "dur" in e
-        )
-    )
+    events = [e for e in events if e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset") and "dur" in e]
+    sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0])
+    for event in events:
+        entry = sums[event["name"][:60]]
+        entry[0] += event["dur"] / 1e3 / steps
+        entry[1] += 1 / steps
+    dearest = sorted(sums.items(), key=lambda item: -item[1][0])[:NUM_KERNELS]
+    return {
+        "idle": share_of_gaps(sorted((e["ts"], e["ts"] + e["dur"]) for e in events)),
+        "kernels": {name: [round(ms, 3), round(count, 1)] for name, (ms, count) in dearest},
+    }
 
 
 def share_of_gaps(spans: list[tuple[float, float]]) -> float | None:
@@ -131,6 +140,32 @@ def share_of_gaps(spans: list[tuple[float, float]]) -> float | None:
     return round(1 - covered / (until - spans[0][0]), 4)
 
 
+def measure_prefill(loaded: LoadedModel, num_tokens: int, length: int) -> dict[str, Any]:
+    """Steps of `num_tokens` new tokens in sequences of `length`, one after the other on the same slots."""
+    rng = random.Random(0)
+    rows = []
+    for row in range(num_tokens // length):
+        prompt = [rng.randrange(100, loaded.vocab_size - 300) for _ in range(length)]
+        slots = range(row * length, (row + 1) * length)
+        rows.append(Row(row, 0, length, prompt, 0, slots, params=SamplingParams(temperature=0.0, seed=0)))
+    launched: list[Launched] = []
+
+    def step() -> None:
+        launched.append(loaded.runner.launch(Batch(rows)))
+        if len(launched) > 1:
+            launched.pop(0).result()
+
+    for _ in range(6):  # a second of matrix work: the clocks settle
+        step()
+    torch.cuda.synchronize()
+    begin, steps = time.perf_counter(), 10
+    for _ in range(steps):
+        step()
+    torch.cuda.synchronize()
+    ms = (time.perf_counter() - begin) / steps * 1e3
+    return {"prefill": num_tokens, "length": length, "step_ms": round(ms, 2), **traced(step, 3)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
@@ -139,6 +174,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--temperature", type=float, default=0.6)
     parser.add_argument("--attention", default="auto")
+    parser.add_argument("--prefill", type=int, nargs="*", default=[], metavar="LENGTH", help="8,192 tokens in LENGTHs")
     parser.add_argument("--json")
     args = parser.parse_args()
     begin = time.perf_counter()
@@ -148,11 +184,17 @@ def main() -> None:
     for batch in args.batch:
         for _ in range(2):  # the first captures graphs
             row = measure(loaded, batch, args.context, args.temperature, args.steps)
-        row = {"model": Path(args.model).name, "attention": args.attention, **row}
-        print(json.dumps(row), flush=True)
-        if args.json:
-            with open(args.json, "a") as file:
-                file.write(json.dumps(row) + "\n")
+        report(args, row)
+    for length in args.prefill:
+        report(args, measure_prefill(loaded, 8192, length))
+
+
+def report(args: argparse.Namespace, row: dict[str, Any]) -> None:
+    row = {"model": Path(args.model).name, "attention": args.attention, **row}
+    print(json.dumps(row), flush=True)
+    if args.json:
+        with open(args.json, "a") as file:
+            file.write(json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":
