@@ -341,7 +341,10 @@ class RoleFormat(msgspec.Struct, frozen=True):
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What the language needs to know of the model behind a backend."""
+    """What the language needs to know of the model behind a backend.
+
+    `attention` is what computes it and why; `start_s` are the parts of the engine's start in seconds.
+    """
 
     model: str
     context_length: int
@@ -353,9 +356,11 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     device: str = "cpu"
     dtype: str = "float32"
     device_reason: str = ""
+    attention: str = ""
     num_parameters: int = 0
     has_vision: bool = False
     versions: dict[str, str] = {}
+    start_s: dict[str, float] = {}
 
 
 class TreeNode(msgspec.Struct, frozen=True, kw_only=True):

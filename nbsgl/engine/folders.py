@@ -40,6 +40,12 @@ def check_model_path(path: str) -> None:
         )
 
 
+def local_folder(path: str) -> Path | None:
+    """The model's folder if it is on this machine by that name; None for what the hub would be asked for."""
+    folder = _folder(path)
+    return folder if folder.is_dir() else None
+
+
 def _folder(path: str) -> Path:
     return EMBEDDED if path == "embedded" else Path(path).expanduser()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,14 @@ from nbsgl.engine.attention import create_attention
 from nbsgl.engine.attention.choice import AttentionChoice, choose_attention
 from nbsgl.engine.attention.paged import create_paged_attention
 from nbsgl.engine.config import EngineConfig
-from nbsgl.engine.device import check_weights_fit, choose_device, choose_dtype, plan_slots, set_num_threads
+from nbsgl.engine.device import (
+    check_weights_fit,
+    choose_device,
+    choose_dtype,
+    free_bytes,
+    plan_slots,
+    set_num_threads,
+)
 from nbsgl.engine.folders import Progress, resolve_model
 from nbsgl.engine.kv_cache import KVCache
 from nbsgl.engine.layers.linear import can_pack
@@ -55,11 +63,17 @@ class LoadedModel:
     eos_ids: tuple[int, ...]
 
 
-def load(config: EngineConfig, *, progress: Progress = lambda fraction, note: None) -> LoadedModel:
+def load(
+    config: EngineConfig,
+    *,
+    progress: Progress = lambda fraction, note: None,
+    mark: Callable[[str], None] = lambda part: None,
+) -> LoadedModel:
     """Load the model of `config` and allocate its KV pool; sets torch's number of threads.
 
-    `progress(fraction, note)` is called as the weights come.  Raises ModelError's children for the model's files,
-    ParameterError for settings that do not fit it, EngineStartFailed(stage="memory") if it does not fit the device.
+    `progress(fraction, note)` is called as the weights come, `mark(part)` at the end of each part.  Raises ModelError's
+    children for the model's files, ParameterError for settings that do not fit it, EngineStartFailed(stage="memory") if
+    it does not fit the device.
     """
     folder = resolve_model(config.model_path, progress)
     model_config = read_model_config(folder)
@@ -67,7 +81,12 @@ def load(config: EngineConfig, *, progress: Progress = lambda fraction, note: No
     choice = choose_device(config.device)
     dtype = choose_dtype(config.dtype, choice.device, model_config)
     num_threads = set_num_threads(config.num_threads)
+    if choice.device.type == "cuda":
+        free_bytes(choice.device)  # opens the context
+    mark("device")
     model = load_decoder(config, folder, model_config, dtype, choice.device, progress)
+    mark("weights")
+    progress(1.0, "KV pool")
     attention = _choose_attention(config, choice.device, dtype, model_config)
     max_running, budget = DEFAULTS[choice.device.type]
     max_running = config.max_running_requests or max_running
@@ -90,6 +109,7 @@ def load(config: EngineConfig, *, progress: Progress = lambda fraction, note: No
         max_tokens=budget,
         context_length=context_length,
     )
+    mark("KV pool")
     log.info(
         "loaded %s: %d parameters, %s on %s, %d slots; attention by %s",
         model_config.architecture,

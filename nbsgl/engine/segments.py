@@ -150,7 +150,10 @@ class Phase(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """The worker serves.  What it found out about model and device; `folder` is where the model's files lie."""
+    """The worker serves.  What it found out about model and device; `folder` is where the model's files lie.
+
+    `attention` is the backend with the reason for it; `phases` are the parts of the start in seconds, in their order.
+    """
 
     context_length: int
     vocab_size: int
@@ -162,6 +165,8 @@ class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     eos_ids: list[int]
     load_s: float
     folder: str = ""
+    attention: str = ""
+    phases: dict[str, float] = {}
 
 
 class StartFailed(msgspec.Struct, frozen=True, tag=True, kw_only=True):

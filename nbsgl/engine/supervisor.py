@@ -16,7 +16,7 @@ import msgspec
 import zmq
 
 from nbsgl import errors
-from nbsgl.engine import log, wire
+from nbsgl.engine import log, readahead, wire
 from nbsgl.engine.config import EngineConfig
 from nbsgl.engine.io_loop import IoLoop, Timer
 from nbsgl.engine.runtime import RuntimeFolder
@@ -141,6 +141,7 @@ class Supervisor:
         self.phase, self._failure = "spawn", None
         launch = WorkerLaunch(config=self.config, socket=self.folder.socket(name), epoch=self.epoch)
         epoch = self.epoch
+        readahead.begin_torch()
         try:
             self._socket.bind(self.folder.socket(name))
             self.child = self._spawner.spawn(

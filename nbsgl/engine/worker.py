@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ import msgspec
 import zmq
 
 from nbsgl import errors
-from nbsgl.engine import log, spawn, wire
+from nbsgl.engine import cuda_context, log, spawn, wire
 from nbsgl.engine.config import EngineConfig
+from nbsgl.engine.folders import local_folder
+from nbsgl.engine.readahead import WeightsAhead
 from nbsgl.engine.runtime import RuntimeFolder
 from nbsgl.engine.segments import (
     Ask,
@@ -37,6 +40,7 @@ from nbsgl.engine.segments import (
     WorkerAnswer,
 )
 from nbsgl.engine.supervisor import GPU_FAULT, WorkerLaunch
+from nbsgl.engine.timeline import Timeline
 from nbsgl.errors import NbsglError, ParameterError
 
 logger = logging.getLogger("nbsgl")
@@ -148,22 +152,22 @@ class Worker:
 
 def start(config: EngineConfig, link: Link, rotate: Callable[[], None]) -> Worker:
     """Load the model in phases, tell the front what it is, and make the loop."""
-    began = time.monotonic()
+    timeline = Timeline()
     link.send(Phase(phase="load", note="importing torch"))
+    folder = local_folder(config.model_path)
+    ahead = WeightsAhead(folder.glob("*.safetensors") if folder and config.load_format != "dummy" else ())
+    cuda_context.begin(config.device)
     from nbsgl.engine.loader import load
     from nbsgl.engine.scheduler import Limits, Scheduler
 
-    said = began
-
-    def progress(fraction: float, note: str) -> None:
-        nonlocal said
-        if (now := time.monotonic()) - said >= PROGRESS_S:
-            said = now
-            link.send(Phase(phase="load", progress=fraction, note=note))
-
-    model = load(config, progress=progress)
-    link.send(Phase(phase="warmup"))
-    vocab = _vocab(config, model.folder)
+    timeline.mark("importing torch")
+    ahead.stop()
+    with ThreadPoolExecutor(1, "nbsgl-vocab") as background:
+        early = background.submit(_vocab, config, folder) if folder else None
+        model = load(config, progress=_progress_to(link), mark=timeline.mark)
+        link.send(Phase(phase="warmup"))
+        vocab = early.result() if early else _vocab(config, model.folder)
+    timeline.mark("vocabulary")
     limits = Limits.of(
         config,
         model.num_slots,
@@ -182,6 +186,8 @@ def start(config: EngineConfig, link: Link, rotate: Callable[[], None]) -> Worke
         emit=lambda updates: worker.emit(updates),
     )
     worker = Worker(link, scheduler, _token_text(vocab), rotate)
+    timeline.mark("scheduler")
+    total = sum(timeline.seconds.values())
     link.send(
         Ready(
             context_length=model.context_length,
@@ -192,12 +198,29 @@ def start(config: EngineConfig, link: Link, rotate: Callable[[], None]) -> Worke
             dtype=model.dtype,
             num_parameters=model.num_parameters,
             eos_ids=eos_ids,
-            load_s=time.monotonic() - began,
+            load_s=total,
             folder=str(model.folder),
+            attention=model.attention,
+            phases=timeline.seconds,
         )
     )
-    logger.info("ready after %.2f s: %d slots on %s", time.monotonic() - began, model.num_slots, model.device)
+    parts = ", ".join(f"{part} {seconds:.2f}" for part, seconds in timeline.seconds.items())
+    logger.info("ready after %.2f s (%s): %d slots on %s", total, parts, model.num_slots, model.device)
     return worker
+
+
+def _progress_to(link: Link) -> Callable[[float, str], None]:
+    """Sends on what a load is at: each kind of work once, then every PROGRESS_S."""
+    said, kind = time.monotonic(), ""
+
+    def progress(fraction: float, note: str) -> None:
+        nonlocal said, kind
+        now, now_kind = time.monotonic(), note.partition(":")[0]
+        if now_kind != kind or now - said >= PROGRESS_S:
+            said, kind = now, now_kind
+            link.send(Phase(phase="load", progress=fraction, note=note))
+
+    return progress
 
 
 def _vocab(config: EngineConfig, model_folder: Path) -> Any:

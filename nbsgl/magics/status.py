@@ -6,6 +6,8 @@ import html
 
 from nbsgl.protocol import EngineSnapshot
 
+LEAST_SHOWN_S = 0.05  # shorter parts of a start are of no interest
+
 
 def status_rows(snapshot: EngineSnapshot) -> list[tuple[str, str]]:
     """Pairs of what and its value, in the order to show them."""
@@ -22,6 +24,7 @@ def status_rows(snapshot: EngineSnapshot) -> list[tuple[str, str]]:
     rows = [
         ("model", f"{info.model}{size} · {info.dtype} · context {info.context_length:,}"),
         ("device", f"{info.device}{why}"),
+        *([("attention", info.attention)] if info.attention else []),
         ("engine", f"{'healthy' if s.health else 'not healthy'} · up {duration(s.uptime_s)} · {_clients(s.clients)}"),
         ("KV pool", pool),
         ("prefix tree", tree),
@@ -29,6 +32,9 @@ def status_rows(snapshot: EngineSnapshot) -> list[tuple[str, str]]:
         ("cache hits", f"{s.hit_rate:.0%} · {hits}"),
         ("speed", f"{speed} · {s.decode_tokens:,} tokens generated"),
     ]
+    if info.start_s:
+        parts = ", ".join(f"{part} {spent:.1f} s" for part, spent in info.start_s.items() if spent >= LEAST_SHOWN_S)
+        rows.append(("start", f"{sum(info.start_s.values()):.1f} s: {parts}"))
     if s.slots_quarantined:
         rows.append(("quarantine", f"{s.slots_quarantined:,} slots"))
     if s.retractions:
