@@ -100,3 +100,6 @@ class Runner(Protocol):
 
     def forget(self) -> None:
         """All rows were taken away (flush after a fault): drop per-row state."""
+
+    def prepare_next(self) -> bool:
+        """Use an idle moment for one thing that steps may need; False when nothing is left to prepare."""

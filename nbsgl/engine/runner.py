@@ -61,6 +61,10 @@ class ModelRunner:
             self.last_tokens.zero_()
             self.cache.clear()
 
+    def prepare_next(self) -> bool:
+        """Nothing is prepared ahead."""
+        return False
+
     def _forward(self, rows: Sequence[Row], spans: Sequence[Span]) -> Tensor:
         ids, positions, token_rows, fed_back = _flatten(rows, spans)
         block = to_device(np.stack((ids, positions, token_rows)), self.device, torch.int64)

@@ -47,7 +47,8 @@ logger = logging.getLogger("nbsgl")
 
 BEAT_S = 0.25  # an empty update at least this often: the step counter that the front watches
 IDLE_S = 0.5
-CENSUS_S = 1.0
+CALM_S = 0.5  # idle for so long: time for the census, and for what the runner prepares ahead
+SWEEP_S = 60.0
 PROGRESS_S = 0.2
 START_FAILED = 5  # exit code after StartFailed
 
@@ -90,7 +91,8 @@ class Worker:
         self.link, self.scheduler = link, scheduler
         self._token_text, self._rotate = token_text, rotate
         self._is_stopping = False
-        self._last_sent = self._last_census = 0.0
+        self._last_sent = self._last_swept = 0.0
+        self._idle_since: float | None = None
         self._is_clean = True  # nothing ran since the last census
 
     def emit(self, updates: list[Update]) -> None:
@@ -100,26 +102,45 @@ class Worker:
 
     def serve(self) -> None:
         """Run until told to stop."""
-        is_busy = False
+        is_busy = prepares = False
         while not self._is_stopping:
-            for message in self.link.receive(0.0 if is_busy else IDLE_S):
+            for message in self.link.receive(0.0 if is_busy or prepares else IDLE_S):
                 self._take(message)
             if is_busy := self.scheduler.has_work:
-                self._is_clean = False
+                self._is_clean, self._idle_since = False, None
                 is_busy = self.scheduler.step()
-            self._beat(is_busy)
+            now = time.monotonic()
+            self._beat(now)
+            prepares = False
+            if not is_busy:
+                prepares = self._use_idle_time(now)
+            elif now - self._last_swept >= SWEEP_S:
+                self._sweep(now)
 
-    def _beat(self, is_busy: bool) -> None:
-        now = time.monotonic()
+    def _beat(self, now: float) -> None:
         if now - self._last_sent >= BEAT_S:
             self.link.send(Updates(step=self.scheduler.stats.steps, updates=[]))
             self._last_sent = now
-        if not is_busy and not self._is_clean and now - self._last_census >= CENSUS_S:
-            self._last_census, self._is_clean = now, True
+
+    def _use_idle_time(self, now: float) -> bool:
+        """What would hold up a step: when nothing came for a while.  True if there is more to prepare at once."""
+        if self._idle_since is None:
+            self._idle_since = now
+        if now - self._idle_since < CALM_S:
+            return False
+        if not self._is_clean:
+            self._is_clean = True
+            self._sweep(now)
             self._rotate()
             if findings := self.scheduler.census():
                 logger.error("the pool's census found %d faults: %s", len(findings), "; ".join(findings[:8]))
                 self.scheduler.repair()
+        return self.scheduler.runner.prepare_next()
+
+    def _sweep(self, now: float) -> None:
+        """Collect cycles: Python's own times would fall into a step (60-100 ms with some hundred sequences)."""
+        self._last_swept = now
+        gc.collect()
 
     def _take(self, message: Any) -> None:
         match message:
@@ -284,7 +305,8 @@ def main() -> int:
         link.close()
         return START_FAILED
     gc.collect()
-    gc.freeze()  # what is there now stays: do not walk it again in the middle of a step
+    gc.freeze()  # what is there now stays: do not walk it again
+    gc.disable()  # see `Worker._sweep`
     try:
         worker.serve()
     except Exception as error:

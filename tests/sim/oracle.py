@@ -80,6 +80,9 @@ class OracleRunner:
         self.drawn = drawn
         return OracleResult(results)
 
+    def prepare_next(self) -> bool:
+        return False
+
     def forget(self) -> None:
         self.table, self.drawn = {}, {}
 

@@ -20,8 +20,10 @@ from nbsgl.engine.kv_cache import KVCache
 # largest of n lengths one tensor element at a time (0.5 ms of 0.65 ms at 256 requests).
 PLANNED_DIRECTLY = ("0.6.14",)
 NUM_PINNED = 3  # plans whose copy may be under way: at most two steps are in flight
-# What the library passes where it splits by itself: fixed_split_size, disable_split_kv, num_colocated_ctas
-OWN_SPLIT = (-1, False, 0)
+NO_FIXED_SPLIT, NO_COLOCATED = -1, 0  # what the library passes where it splits by itself
+# From so many (request, KV head) pairs a multiprocessor on, requests of a graph are not split: the merge after every
+# split costs more than the tail of the last ones, if the longest begin first
+WHOLE_FROM = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +123,8 @@ def grown_lists(cache: KVCache, num_requests: int, num_pages: int) -> PageLists:
 class Call:
     """One wrapper of the library with its page lists.  `causal` aligns queries with the last positions.
 
-    Made for a graph of `graph_rows` requests of one query each, or (None) for any requests.  Making one loads the
+    Made for a graph of `graph_rows` requests of one query each, or (None) for any requests.  Without `splits` no
+    request's positions are cut into parts.  Making one loads the
     kernels, or compiles them where they are missing and may be compiled (RuntimeError or OSError if not), and runs
     once on `kv` (pages of one layer), so that nothing is left to be loaded or allocated in a capture.
     """
@@ -138,11 +141,13 @@ class Call:
         causal: bool,
         enable_pdl: bool,
         graph_rows: int | None = None,
+        splits: bool = True,
     ) -> None:
         import flashinfer
 
         self.shape, self.lists, self.memory = shape, lists, memory
         self.causal, self.enable_pdl, self.graph_rows = causal, enable_pdl, graph_rows
+        self.splits = splits
         buffers: dict[str, Any] = {}
         if graph_rows is not None:
             buffers = {
@@ -229,7 +234,7 @@ class Call:
             shape.head_dim,
             self.causal,
             -1,  # no window
-            *(OWN_SPLIT if wrapper._backend == "fa2" else ()),
+            *((NO_FIXED_SPLIT, not self.splits, NO_COLOCATED) if wrapper._backend == "fa2" else ()),
         )
         self.memory.copied()
 
@@ -251,6 +256,7 @@ class Call:
             causal=self.causal,
             q_data_type=shape.q_dtype,
             kv_data_type=shape.kv_dtype,
+            disable_split_kv=not self.splits,
         )
         self.memory.copied()
 

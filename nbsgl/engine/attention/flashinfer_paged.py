@@ -16,6 +16,7 @@ from torch import Tensor
 
 from nbsgl.engine.attention.flashinfer_calls import (
     PLANNED_DIRECTLY,
+    WHOLE_FROM,
     Call,
     PageLists,
     PlanMemory,
@@ -80,6 +81,7 @@ class FlashInferAttention:
         self._kv = [(_paged(k, page_size), _paged(v, page_size)) for k, v in zip(cache.k, cache.v)]
         card = torch.cuda.get_device_properties(cache.device)
         self.enable_pdl = card.major >= 9
+        self._num_sms = card.multi_processor_count
         num_bytes = workspace_bytes(self.shape, max_graph_singles, card.multi_processor_count)
         self._workspace = torch.empty(num_bytes, dtype=torch.uint8, device=cache.device)
         self._memory = PlanMemory(SPLIT_PLAN_BYTES, cache.device)  # of singles: one plan a step
@@ -125,6 +127,7 @@ class FlashInferAttention:
             causal=causal,
             enable_pdl=self.enable_pdl,
             graph_rows=graph_rows,
+            splits=graph_rows is None or graph_rows * self.shape.num_kv_heads < WHOLE_FROM * self._num_sms,
         )
 
     def _extend_call(self) -> Call:

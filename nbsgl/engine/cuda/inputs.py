@@ -40,7 +40,7 @@ class StepTokens:
     extends: list[ExtendSpan]
     drawing: list[int]
     scoring: list[int]
-    wanted: list[int]
+    wanted: Sequence[int]
 
     @property
     def num_tokens(self) -> int:
@@ -59,10 +59,10 @@ class Singles(Enum):
     ALL = auto()  # short extends too
 
 
-def lay_out(rows: Sequence[Row], singles: Singles) -> StepTokens:
-    """Lay the rows out flat."""
+def lay_out(rows: Sequence[Row], singles: Singles, *, longest_first: bool = False) -> StepTokens:
+    """Lay the rows out flat, in their order; with `longest_first` a step of single tokens by falling position."""
     if singles is not Singles.NONE and all(row.num_tokens == 1 for row in rows):
-        return _lay_out_singles(rows)
+        return _lay_out_singles(rows, longest_first)
     is_single = [singles is Singles.ALL or (singles is Singles.ONES and row.num_tokens == 1) for row in rows]
     order = [i for i, single in enumerate(is_single) if single]
     longer = [i for i, single in enumerate(is_single) if not single]
@@ -90,17 +90,32 @@ def lay_out(rows: Sequence[Row], singles: Singles) -> StepTokens:
     )
 
 
-def _lay_out_singles(rows: Sequence[Row]) -> StepTokens:
+def _lay_out_singles(rows: Sequence[Row], longest_first: bool) -> StepTokens:
     """The usual step, quickly: one token a row."""
     num = len(rows)
-    tokens = np.fromiter((FED_BACK if r.is_fed_back else r.history[r.start] for r in rows), np.int32, num)
+    if longest_first:
+        positions = np.fromiter((row.start for row in rows), np.int32, num)
+        order = np.argsort(-positions, kind="stable").tolist()
+        placed = [rows[i] for i in order]
+    else:
+        order, placed = range(num), rows
+    tokens = np.fromiter((FED_BACK if r.is_fed_back else r.history[r.start] for r in placed), np.int32, num)
+    if all(row.params is not None and not row.score for row in placed):
+        drawing, scoring, wanted = list(order), [], range(num)
+    else:
+        begins = [0] * num
+        for begin, i in enumerate(order):
+            begins[i] = begin
+        drawing, scoring, wanted = _wanted(rows, begins)
     return StepTokens(
         tokens,
-        np.fromiter((r.row for r in rows), np.int32, num),
-        np.fromiter((r.start for r in rows), np.int32, num),
+        np.fromiter((row.row for row in placed), np.int32, num),
+        np.fromiter((row.start for row in placed), np.int32, num),
         num,
         [],
-        *_wanted(rows, range(num)),
+        drawing,
+        scoring,
+        wanted,
     )
 
 

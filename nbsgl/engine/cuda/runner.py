@@ -25,6 +25,7 @@ from nbsgl.engine.transfer import index_of
 # An extend goes token by token through a graph if the step reads no more positions than this: about 6 ms of attention
 # on an 8B, as long as the host takes to launch the layers one by one.
 MAX_SMALL_READS = 200_000
+MANY_ROWS = 64  # from here on attention begins with the longest, so that no long one is left alone at the end
 
 
 class CudaRunner:
@@ -101,7 +102,7 @@ class CudaRunner:
             return lay_out(rows, Singles.NONE)
         total = sum(row.num_tokens for row in rows)
         if total == len(rows) or total > MAX_BUCKET or not self.use_graphs:
-            return lay_out(rows, Singles.ONES)
+            return lay_out(rows, Singles.ONES, longest_first=total >= MANY_ROWS)
         reads = sum(row.num_tokens * (row.start + row.num_tokens) for row in rows)
         return lay_out(rows, Singles.ALL if reads <= MAX_SMALL_READS else Singles.ONES)
 
