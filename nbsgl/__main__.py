@@ -78,16 +78,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _bench(options: Sequence[str]) -> int:
-    from nbsgl.engine import bench
+    from nbsgl.bench import cli
 
-    return int(bench.main(options) or 0)
+    return cli.main(options)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; errors of ours and missing files end in one line on standard error and status 1."""
     given = list(sys.argv[1:] if argv is None else argv)
     try:
-        if given[:1] == ["bench"]:  # its options are its own, and it needs torch to know them
+        if given[:1] == ["bench"]:  # its options are its own
             return _bench(given[1:])
         args = _parser().parse_args(given)
         return int(args.do(args))
