@@ -46,18 +46,25 @@ class KVCache:
         self._run = [0] * max_running
 
     def write_table(self, deltas: Sequence[tuple[int, int, Sequence[int]]]) -> None:
-        """Write (row, first position, slots) deltas, in one copy to the device."""
+        """Write (row, first position, slots) deltas: one copy to the device and one kernel.  Does not wait for it."""
         deltas = [delta for delta in deltas if len(delta[2])]
         if not deltas:
             return
         if self.device.type == "cpu":  # elsewhere nobody asks
             for row, first, slots in deltas:
                 self._note_run(row, first, slots)
-        starts = [row * self.context_length + first for row, first, _ in deltas]
-        places = np.concatenate([np.arange(s, s + len(d[2])) for s, d in zip(starts, deltas)])
-        values = np.concatenate([np.asarray(slots, dtype=np.int64) for _, _, slots in deltas])
-        block = to_device(np.stack((places, values)), self.device, torch.int64)
-        self._flat_table.index_copy_(0, block[0], block[1].to(torch.int32))
+        places: list[int] = []
+        values: list[int] = []
+        for row, first, slots in deltas:
+            begin = row * self.context_length + first
+            places += range(begin, begin + len(slots))
+            values += slots
+        num = len(places)
+        block = np.empty(num + (num + 1) // 2, np.int64)  # int64 places, then int32 slots
+        block[:num] = places
+        block[num:].view(np.int32)[:num] = values
+        on_device = to_device(block, self.device, torch.int64)
+        self._flat_table.index_copy_(0, on_device[:num], on_device[num:].view(torch.int32)[:num])
 
     def _note_run(self, row: int, first: int, slots: Sequence[int]) -> None:
         run = min(self._run[row], first)
