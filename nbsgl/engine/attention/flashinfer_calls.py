@@ -21,9 +21,10 @@ from nbsgl.engine.kv_cache import KVCache
 PLANNED_DIRECTLY = ("0.6.14",)
 NUM_PINNED = 3  # plans whose copy may be under way: at most two steps are in flight
 NO_FIXED_SPLIT, NO_COLOCATED = -1, 0  # what the library passes where it splits by itself
-# From so many (request, KV head) pairs a multiprocessor on, requests of a graph are not split: the merge after every
-# split costs more than the tail of the last ones, if the longest begin first
-WHOLE_FROM = 6
+# From so many (request, KV head) pairs a multiprocessor on, the library cuts no request of a graph into parts, but
+# launches the merge of the parts all the same (3-7 us a layer); and it pads the tiles of a graph, which only that merge
+# can tell from real ones.  So these graphs are planned as eager steps are: the number of tiles is that of the rows.
+WHOLE_FROM = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +125,8 @@ class Call:
     """One wrapper of the library with its page lists.  `causal` aligns queries with the last positions.
 
     Made for a graph of `graph_rows` requests of one query each, or (None) for any requests.  Without `splits` no
-    request's positions are cut into parts.  Making one loads the
-    kernels, or compiles them where they are missing and may be compiled (RuntimeError or OSError if not), and runs
+    request's positions are cut into parts (but they are where plans go through the public interface).  Making one loads
+    the kernels, or compiles them where they are missing and may be compiled (RuntimeError or OSError if not), and runs
     once on `kv` (pages of one layer), so that nothing is left to be loaded or allocated in a capture.
     """
 
@@ -147,7 +148,7 @@ class Call:
 
         self.shape, self.lists, self.memory = shape, lists, memory
         self.causal, self.enable_pdl, self.graph_rows = causal, enable_pdl, graph_rows
-        self.splits = splits
+        self.splits = True  # of the first plan
         buffers: dict[str, Any] = {}
         if graph_rows is not None:
             buffers = {
@@ -163,6 +164,7 @@ class Call:
         num = graph_rows or 1
         self._plan_publicly(np.arange(num + 1, dtype=np.int32), np.ones(num, np.int32))
         self.is_direct = flashinfer.__version__.partition("+")[0] in PLANNED_DIRECTLY
+        self.splits = splits or not self.is_direct
         q = torch.zeros((num, shape.num_heads, shape.head_dim), dtype=shape.q_dtype, device=workspace.device)
         self.run(q, kv, torch.empty_like(q))
 
@@ -229,7 +231,7 @@ class Call:
             shape.num_heads,
             shape.num_kv_heads,
             shape.page_size,
-            self.graph_rows is not None,
+            self.graph_rows is not None and self.splits,
             shape.head_dim,
             shape.head_dim,
             self.causal,
@@ -256,7 +258,6 @@ class Call:
             causal=self.causal,
             q_data_type=shape.q_dtype,
             kv_data_type=shape.kv_dtype,
-            disable_split_kv=not self.splits,
         )
         self.memory.copied()
 

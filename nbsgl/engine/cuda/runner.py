@@ -25,7 +25,7 @@ from nbsgl.engine.transfer import index_of
 # An extend goes token by token through a graph if the step reads no more positions than this: about 6 ms of attention
 # on an 8B, as long as the host takes to launch the layers one by one.
 MAX_SMALL_READS = 200_000
-MANY_ROWS = 64  # from here on attention begins with the longest, so that no long one is left alone at the end
+MANY_ROWS = 32  # from here on attention begins with the longest, so that no long one is left alone at the end
 
 
 class CudaRunner:
