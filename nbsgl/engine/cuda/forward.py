@@ -16,6 +16,7 @@ from torch import Tensor
 
 from nbsgl.engine.attention.paged import PagedAttention
 from nbsgl.engine.cuda.inputs import DeviceInputs
+from nbsgl.engine.cuda.matmul import Matmul
 from nbsgl.engine.kernels.decode_attention import DecodeScratch, decode_attention
 from nbsgl.engine.kernels.fused import add_rmsnorm, embed, rmsnorm_rows, silu_mul
 from nbsgl.engine.kernels.gemv import gemv
@@ -54,6 +55,7 @@ class Forward:
     rope: Rope
     scratch: DecodeScratch
     last_tokens: Tensor
+    matmul: Matmul
     pdl: bool
     deterministic: bool = False
 
@@ -185,11 +187,15 @@ class Forward:
             from nbsgl.engine.kernels.invariant_matmul import invariant_matmul
 
             invariant_matmul(x, linear.weight, out, bias=linear.bias)
-        elif linear.bias is None:
-            torch.mm(x, linear.weight.t(), out=out)
         else:
-            torch.addmm(linear.bias, x, linear.weight.t(), out=out)
+            self.matmul(linear, x, out)
         return out
+
+    def tune(self, num_rows: int) -> None:
+        """Choose how products of so many rows are computed.  Waits for the device."""
+        layers = self.model.layers
+        groups = [[layer.qkv, layer.o, layer.gate_up, layer.down] for layer in layers]
+        self.matmul.tune(num_rows, [[m.weight for m in group] for group in (*zip(*groups), [self.model.head])])
 
     def _empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self.model.dtype, device=self.model.device)

@@ -13,6 +13,7 @@ from nbsgl.engine.cuda.draws import DrawTable
 from nbsgl.engine.cuda.forward import Forward, Hidden, Way
 from nbsgl.engine.cuda.graphs import MAX_BUCKET, SIZES, GraphKey, Graphs, bucket_of, way_of
 from nbsgl.engine.cuda.inputs import DeviceInputs, InputBlock, Singles, StepTokens, lay_out
+from nbsgl.engine.cuda.matmul import Matmul
 from nbsgl.engine.kernels.decode_attention import DecodeScratch
 from nbsgl.engine.kernels.draw import DrawScratch, draw
 from nbsgl.engine.kv_cache import KVCache
@@ -66,6 +67,7 @@ class CudaRunner:
             rope,
             DecodeScratch(model.config, self.device),
             self.last_tokens,
+            Matmul(self.device, model.dtype),
             pdl=is_cuda and torch.cuda.get_device_capability(self.device)[0] >= 9,
             deterministic=deterministic,
         )
@@ -174,6 +176,8 @@ class CudaRunner:
 
     def _capture(self, key: GraphKey) -> None:
         assert self.graphs is not None, "only on CUDA"
+        if key.way is not Way.ONE:
+            self.forward.tune(key.num_tokens)
         inputs = self.block.send_padding(key.num_tokens, key.num_tokens)
         if key.way is Way.ANY:
             self.attention.plan(_padding_layout(inputs), is_graph=True)
