@@ -15,7 +15,7 @@ import nbsgl
 from nbsgl.bench import latency, mixed, peers, programs, start, tokenizer
 from nbsgl.bench.cards import Card
 from nbsgl.bench.clocks import Clocks, Nvml
-from nbsgl.bench.drive import drive
+from nbsgl.bench.drive import BenchError, drive
 from nbsgl.bench.engines import ENGINES, Measured, Nbsgl, Setup, version
 from nbsgl.bench.floors import Ceilings, Cost, count, floor_s, program_floor_s
 from nbsgl.bench.models import Model
@@ -55,6 +55,15 @@ def expand(names: Sequence[str]) -> list[str]:
     if unknown := sorted(chosen - set(ORDER)):
         raise ParameterError(name="WORKLOAD", value=unknown[0], allowed=", ".join([*GROUPS, *ORDER]))
     return [name for name in ORDER if name in chosen]
+
+
+def _check_device(engine: Measured, card: Card) -> None:
+    """BenchError if the engine runs elsewhere than the bounds are for."""
+    if isinstance(engine, Nbsgl) and engine.info.device.startswith("cuda") != card.is_gpu:
+        raise BenchError(
+            f"The engine runs on {engine.info.device} ({engine.info.device_reason}), the driver shows {card.name}.",
+            hint="Say which: --device cpu, or --device cuda.",
+        )
 
 
 class Session:
@@ -98,6 +107,7 @@ class Session:
             return
         begin = time.perf_counter()
         with contextlib.closing(ENGINES[self.engine_name](self._setup(with_text))) as engine:
+            _check_device(engine, self.plan.card)
             self.plan.say(f"{self.engine_name} started in {time.perf_counter() - begin:.1f} s")
             for name in names:
                 if self._fits(name):

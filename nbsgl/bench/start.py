@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,21 @@ def first_token(engine: str, setup: Setup, vocab: int) -> tuple[float, dict[str,
     given = {"engine": engine, "vocab": vocab, "setup": _plain(setup)}
     command = [sys.executable, "-m", "nbsgl.bench.start", json.dumps(given)]
     begin = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())
-    assert process.stdout is not None
     seconds, phases = 0.0, {}
-    for line in process.stdout:  # what an engine prints itself is not ours
-        if line.startswith(MARK):
-            seconds, phases = time.perf_counter() - begin, json.loads(line.removeprefix(MARK))
-    if process.wait(LIMIT_S) or not seconds:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as process:
+        limit = threading.Timer(LIMIT_S, process.kill)
+        limit.start()
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:  # what an engine prints itself is not ours
+                if line.startswith(MARK):
+                    seconds, phases = time.perf_counter() - begin, json.loads(line.removeprefix(MARK))
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            limit.cancel()
+    if process.returncode or not seconds:
         raise BenchError(f"start: the process with {engine} ended with status {process.returncode} and no token.")
     return seconds, phases
 

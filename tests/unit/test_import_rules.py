@@ -17,7 +17,7 @@ import nbsgl
 
 ROOT = Path(nbsgl.__file__).parent
 GROUND = {"nbsgl.protocol", "nbsgl.scoring", "nbsgl.errors"}
-ROOMS = ("engine", "lang", "widgets", "magics")
+ROOMS = ("engine", "lang", "widgets", "magics", "bench")
 NOTEBOOK = {"IPython", "ipywidgets", "anywidget", "traitlets", "comm", "ipykernel", "nbconvert", "nbformat"}
 
 # third-party packages a room may use (None: all but the notebook's)
@@ -27,9 +27,16 @@ THIRD_PARTY = {
     "widgets": {"msgspec", "anywidget", "traitlets"},
     "engine": None,
     "magics": {"msgspec", "psutil", "nbclient", *NOTEBOOK},
+    "bench": {"tqdm", "torch", "safetensors", "tokenizers", "matplotlib"},
     "door": {"msgspec"},  # nbsgl/__init__.py, __main__.py
 }
-NEIGHBOURS = {"lang": set(), "widgets": set(), "engine": set(), "magics": {"lang", "widgets", "engine"}}
+NEIGHBOURS = {
+    "lang": set(),
+    "widgets": set(),
+    "engine": set(),
+    "magics": {"lang", "widgets", "engine"},
+    "bench": {"engine"},
+}
 
 # parts of the engine that run without torch: the front, the handle, and what the simulation runs alone
 WITHOUT_TORCH = (
@@ -126,7 +133,7 @@ def test_rooms_import_only_the_ground_and_themselves(room) -> None:
             if len(parts) > 1 and parts[1] in allowed:
                 continue
             is_door = len(parts) == 1 or parts[1] not in ROOMS
-            if is_door and (room == "magics" or (room == "engine" and door_names(path) <= {"__version__", "__file__"})):
+            if is_door and (room in ("magics", "bench") or (room == "engine" and door_names(path) <= {"__version__", "__file__"})):
                 continue
             wrong.append((path, line, name))
     assert told(wrong) == []
@@ -182,6 +189,10 @@ def test_parts_of_the_engine_without_torch(part) -> None:
     if not (ROOT / "engine" / f"{part}.py").exists():
         pytest.skip(f"engine/{part}.py is not there")
     assert loaded(f"import nbsgl.engine.{part}", ["torch", "IPython", "transformers"]) == set()
+
+
+def test_the_measuring_process_takes_no_memory_of_the_card() -> None:
+    assert loaded("import nbsgl.bench.cli, nbsgl.bench.start", ["torch", "numpy", "matplotlib", "IPython"]) == set()
 
 
 def test_no_module_adds_a_log_handler() -> None:
