@@ -7,10 +7,16 @@ from collections.abc import Iterable
 from nbsgl.engine.request import Sequence
 
 GOOD_STEPS = 100  # after so many steps without a failure the budget is what it was
+SLACK_SHARE = 16  # a step of 8,192 tokens may have 512 more
 MAX_ESTIMATE = 4096  # nobody is expected to draw more tokens than this
 RATIO_START, RATIO_LEAST, RATIO_MOST = 0.5, 0.1, 1.0
 RATIO_UP = 0.2  # after a retraction: the guess was too low
 RATIO_DOWN = 0.002  # per step without one
+
+
+def most_tokens(budget: int) -> int:
+    """Most tokens of a step under that budget."""
+    return budget + budget // SLACK_SHARE
 
 
 class TokenBudget:
@@ -19,6 +25,16 @@ class TokenBudget:
     def __init__(self, full: int) -> None:
         self.full = self.now = full
         self._good_steps = 0
+
+    @property
+    def slack(self) -> int:
+        """So many tokens more are taken where that finishes a sequence's known tokens: a step less."""
+        return self.now // SLACK_SHARE
+
+    @property
+    def most(self) -> int:
+        """Most tokens of any step."""
+        return most_tokens(self.full)
 
     def shrink(self, failed: int) -> None:
         """A step of `failed` tokens did not fit."""

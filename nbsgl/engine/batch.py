@@ -45,12 +45,25 @@ class Row:
     ban_ids: Sequence[int] = ()  # ids that must not be drawn now (EOS before min_tokens)
 
 
+@dataclass(frozen=True, slots=True)
+class SharedPrefix:
+    """Rows [begin, end) have the same slots at their first `length` positions, and each attends beyond them."""
+
+    begin: int
+    end: int
+    length: int
+
+
 @dataclass(slots=True)
 class Batch:
-    """The rows of one forward pass; rows that only extend and rows that decode may be mixed."""
+    """The rows of one forward pass; rows that only extend and rows that decode may be mixed.
+
+    `shared` (in order, disjoint; only where all rows decode) is known to be equal: whether to use it is the runner's.
+    """
 
     rows: list[Row]
     step: int = 0
+    shared: Sequence[SharedPrefix] = ()
 
     @property
     def mode(self) -> ForwardMode:

@@ -178,8 +178,8 @@ def _batch(scheduler: Scheduler) -> list[str]:
         found.append(f"I8: {len(scheduler.running)} run, the limit is {scheduler.limits.max_running}")
     if scheduler.flight is not None:
         num_tokens = sum(entry.row.num_tokens for entry in scheduler.flight.entries)
-        if num_tokens > scheduler.budget.full:
-            found.append(f"I8: {num_tokens} tokens in flight, the budget is {scheduler.budget.full}")
+        if num_tokens > scheduler.budget.most:
+            found.append(f"I8: {num_tokens} tokens in flight, a step may have {scheduler.budget.most}")
         rows = [entry.row.row for entry in scheduler.flight.entries]
         if len(set(rows)) != len(rows):
             found.append("I8: a row is twice in one batch")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from nbsgl.engine import weights
+from nbsgl.engine.admission import most_tokens
 from nbsgl.engine.attention import create_attention
 from nbsgl.engine.attention.choice import AttentionChoice, choose_attention
 from nbsgl.engine.attention.paged import create_paged_attention
@@ -103,7 +104,7 @@ def load(
         dtype=cache_dtype(config, dtype),
         context_length=context_length,
         max_running=max_running,
-        step_bytes=_step_bytes(model, attention, max_running, budget),
+        step_bytes=_step_bytes(model, attention, max_running, most_tokens(budget)),
     )
     runner = make_runner(
         model,
@@ -111,7 +112,7 @@ def load(
         attention.name,
         num_slots=num_slots,
         max_running=max_running,
-        max_tokens=budget,
+        max_tokens=most_tokens(budget),
         context_length=context_length,
     )
     mark("KV pool")

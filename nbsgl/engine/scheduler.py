@@ -19,11 +19,12 @@ from typing import Any
 from nbsgl import errors
 from nbsgl.engine import census, segment_runs
 from nbsgl.engine.admission import RoomEstimate, TokenBudget
-from nbsgl.engine.batch import Batch, Launched, Row, RowResult, Runner, StepOutOfMemory
+from nbsgl.engine.batch import Batch, Launched, Row, RowResult, Runner, SharedPrefix, StepOutOfMemory
 from nbsgl.engine.kv_pool import KVPool
 from nbsgl.engine.kv_store import KVStore
 from nbsgl.engine.limits import Limits
 from nbsgl.engine.policy import POLICIES, order_waiting
+from nbsgl.engine.prefix_groups import PrefixGroups
 from nbsgl.engine.radix_cache import RadixCache
 from nbsgl.engine.request import ForcedRun, Queued, SeqState, Sequence
 from nbsgl.engine.segment_runs import Bounds
@@ -93,6 +94,7 @@ class Scheduler:
         self._build_pool()
         self.bounds = Bounds(tuple(eos_ids), vocab_bytes, context_length, self.pool.num_slots, limits.page_size)
         self.budget = TokenBudget(limits.token_budget)
+        self.groups = PrefixGroups()
         self.room = RoomEstimate()
         self.stats = Stats()
         self.seqs: dict[int, Sequence] = {}
@@ -304,9 +306,11 @@ class Scheduler:
 
     def _chunk(self, seq: Sequence, budget: int) -> int:
         """How many tokens the sequence extends by: what the budget allows and the pool has slots for."""
-        num_tokens = min(budget, len(seq.tokens) - seq.kv_len)
-        if num_tokens <= 0:
+        num_tokens = len(seq.tokens) - seq.kv_len
+        if budget <= 0 or num_tokens <= 0:
             return 0
+        if num_tokens > budget + self.budget.slack:
+            num_tokens = budget
         room = len(seq.slots) - seq.kv_len + self.kv.num_available
         num_tokens = min(num_tokens, room)
         ahead = min(GRANT_AHEAD, seq.room_for_run) if seq.kv_len + num_tokens == len(seq.tokens) else 0
@@ -433,8 +437,9 @@ class Scheduler:
     def _launch(self, plan: Plan) -> Flight | None:
         if not plan:
             return None
+        plan, shared = self._grouped(plan)
         entries = [self._entry(seq, num_tokens) for seq, num_tokens in plan]
-        batch = Batch([entry.row for entry in entries], step=self.stats.batches + 1)
+        batch = Batch([entry.row for entry in entries], step=self.stats.batches + 1, shared=shared)
         try:
             launched = self.runner.launch(batch)
         except StepOutOfMemory:
@@ -443,6 +448,13 @@ class Scheduler:
             return None
         self.stats.batches = self.kv.launched = batch.step
         return Flight(batch.step, launched, entries)
+
+    def _grouped(self, plan: Plan) -> tuple[Plan, list[SharedPrefix]]:
+        """Decodes in an order in which those that share a prefix lie together, and these groups."""
+        if any(num_tokens != 1 for _, num_tokens in plan):
+            return plan, []
+        order, groups = self.groups.of([seq for seq, _ in plan])
+        return ([plan[i] for i in order], groups) if groups else (plan, [])
 
     def _entry(self, seq: Sequence, num_tokens: int) -> Entry:
         """The sequence's row; the sequence is as if it had been computed."""

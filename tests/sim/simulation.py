@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from nbsgl.engine import census
+from nbsgl.engine.admission import most_tokens
 from nbsgl.engine.batch import Batch, Row
 from nbsgl.engine.radix_cache import Node
 from nbsgl.engine.request import Sequence
@@ -339,7 +340,9 @@ class World:
 
     def _watch(self, batch: Batch) -> None:
         """The batch as launched (I8), and into the trace."""
-        self._demand(batch.num_tokens <= self.config.limits.token_budget, "I8: the batch is over the budget")
+        self._demand(
+            batch.num_tokens <= most_tokens(self.config.limits.token_budget), "I8: the batch is over the budget"
+        )
         self._demand(len(batch.rows) <= self.config.limits.max_running, "I8: more rows than may run")
         for row in batch.rows:
             self.trace.update(b"%d %d %d;" % (row.row, row.start, row.num_tokens))

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from torch import Tensor
 
+from nbsgl.engine.batch import SharedPrefix
+
 if TYPE_CHECKING:
     import torch
 
@@ -30,22 +32,13 @@ class ExtendSpan:
     kv_len: int
 
 
-@dataclass(frozen=True, slots=True)
-class SharedPrefix:
-    """Singles [begin, end) have the same slots at their first `length` positions (and each attends beyond them)."""
-
-    begin: int
-    end: int
-    length: int
-
-
 @dataclass(slots=True)
 class Layout:
     """The tokens of one step.  Host arrays and device tensors are int32.
 
     `rows`, `kv_lens` `[num_singles]`: page-table row of each single, and how many positions it attends to (its own
     position + 1).  Singles may be padded (for a graph): padding reads one position of the cache's padding row.
-    `rows_on`, `kv_lens_on`: the same on the device.  `shared` are disjoint, in order, and may be empty.
+    `rows_on`, `kv_lens_on`: the same on the device.  `shared` counts singles; it may be empty.
     """
 
     rows: np.ndarray

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from nbsgl.engine.attention.paged import Layout, PagedAttention, SharedPrefix
-from nbsgl.engine.batch import Batch, Row
+from nbsgl.engine.attention.paged import Layout, PagedAttention
+from nbsgl.engine.attention.shared_prefix import worth_sharing
+from nbsgl.engine.batch import Batch, Row, SharedPrefix
 from nbsgl.engine.cuda.draws import DrawTable
 from nbsgl.engine.cuda.forward import Forward, Hidden, Way
 from nbsgl.engine.cuda.graphs import MAX_BUCKET, SIZES, GraphKey, Graphs, bucket_of, way_of
@@ -82,12 +84,13 @@ class CudaRunner:
         """
         with memory_errors(self.device):
             self.cache.write_table([(row.row, row.slots_from, row.slots) for row in batch.rows if len(row.slots)])
-            step = self._lay_out(batch.rows)
+            shared = self._shared(batch)
+            step = self._lay_out(batch.rows, keeps_order=bool(shared))
             drawing = [batch.rows[i] for i in step.drawing]
             is_plain = self.draws.note(drawing)
-            bucket = self._bucket(step)
+            bucket = None if shared else self._bucket(step)
             if bucket is None:
-                return self._launch_eagerly(batch, step, drawing, is_plain)
+                return self._launch_eagerly(batch, step, drawing, is_plain, shared)
             return self._launch_graph(batch, step, drawing, is_plain, bucket)
 
     def forget(self) -> None:
@@ -99,12 +102,19 @@ class CudaRunner:
 
     # ---- how to go -------------------------------------------------------------------------------------------------
 
-    def _lay_out(self, rows: list[Row]) -> StepTokens:
+    def _shared(self, batch: Batch) -> Sequence[SharedPrefix]:
+        """The rows' shared prefixes, if attending to them once is worth leaving the graphs for."""
+        if not batch.shared or self.deterministic:
+            return ()
+        kv_lens = np.fromiter((row.start + 1 for row in batch.rows), np.int32, len(batch.rows))
+        return batch.shared if worth_sharing(kv_lens, batch.shared) else ()
+
+    def _lay_out(self, rows: list[Row], *, keeps_order: bool) -> StepTokens:
         if self.deterministic:
             return lay_out(rows, Singles.NONE)
         total = sum(row.num_tokens for row in rows)
         if total == len(rows) or total > MAX_BUCKET or not self.use_graphs:
-            return lay_out(rows, Singles.ONES, longest_first=total >= MANY_ROWS)
+            return lay_out(rows, Singles.ONES, longest_first=total >= MANY_ROWS and not keeps_order)
         reads = sum(row.num_tokens * (row.start + row.num_tokens) for row in rows)
         return lay_out(rows, Singles.ALL if reads <= MAX_SMALL_READS else Singles.ONES)
 
@@ -116,9 +126,11 @@ class CudaRunner:
 
     # ---- kernel by kernel ------------------------------------------------------------------------------------------
 
-    def _launch_eagerly(self, batch: Batch, step: StepTokens, drawing: list[Row], is_plain: bool) -> LaunchedStep:
+    def _launch_eagerly(
+        self, batch: Batch, step: StepTokens, drawing: list[Row], is_plain: bool, shared: Sequence[SharedPrefix]
+    ) -> LaunchedStep:
         inputs = self.block.send(step, batch.rows, self.draws, step.num_tokens, step.num_wanted)
-        self.attention.plan(_layout(step, inputs), is_graph=False)
+        self.attention.plan(_layout(step, inputs, shared), is_graph=False)
         hidden = self.forward.hidden(Way.ANY, inputs)
         num = len(drawing)
         if num:
