@@ -13,7 +13,7 @@ from nbsgl.engine.batch import SharedPrefix
 from nbsgl.engine.radix_cache import Node
 from nbsgl.engine.request import Sequence
 
-MIN_BATCH = 64  # smaller batches gain nothing (performance.md 4.5)
+MIN_BATCH = 192  # smaller batches gain nothing (`attention.shared_prefix`)
 MIN_ROWS, MIN_LENGTH = 4, 128  # of a group
 
 

@@ -56,8 +56,8 @@ def test_short_prefixes_and_few_rows_make_no_group() -> None:
 
 def test_groups_are_found_anew_only_when_rows_change() -> None:
     groups = PrefixGroups()
-    seqs = few_shot(4, 20)
-    assert groups.of(seqs[:20]) == ([], [])  # too few to gain
+    seqs = few_shot(4, 60)
+    assert groups.of(seqs[:60]) == ([], [])  # too few to gain
     order, found = groups.of(seqs)
     assert groups.of(list(seqs))[1] is found
     seqs[3].epoch += 1
