@@ -26,6 +26,7 @@ from triton.runtime import driver
 from nbsgl.engine.kernels import draw, edit, fused, logsumexp, nucleus
 from nbsgl.engine.kernels.aot import Card, Compiled, ModelShape, Variant, compile_jobs, jobs, module_variants
 from nbsgl.engine.kernels.gemv import gemv
+from nbsgl.engine.kernels.invariant_matmul import invariant_matmul
 from nbsgl.engine.kernels.skinny import parts_of, skinny
 
 LLAMA_8B = ModelShape(4096, 14336, 32, 8, 128, 128256)
@@ -147,6 +148,15 @@ def launch_skinny(shape: ModelShape, pdl: bool) -> None:
             skinny(meta(num_rows, k), meta(h, k), out, pdl=pdl)
 
 
+def launch_invariant(shape: ModelShape, pdl: bool) -> None:
+    h, i, vocab = shape.hidden, shape.intermediate, shape.vocab
+    bias = meta(shape.qkv_size) if shape.qkv_bias else None
+    for num_rows in (1, 16, 77):
+        invariant_matmul(meta(num_rows, h), meta(shape.qkv_size, h), meta(num_rows, shape.qkv_size), bias=bias)
+        for n, k in ((h, shape.q_size), (2 * i, h), (h, i), (vocab, h)):
+            invariant_matmul(meta(num_rows, k), meta(n, k), meta(num_rows, n))
+
+
 def launch_draws(shape: ModelShape, pdl: bool, *, filtered: bool) -> None:
     scratch = draw.DrawScratch(512, torch.device("meta"))
     for dtype, num in itertools.product((shape.dtype, torch.float32), (1, 7, 512)):
@@ -177,6 +187,7 @@ LAUNCHES = [
     ("gemv", launch_gemvs),
     ("fused", launch_fused),
     ("skinny", launch_skinny),
+    ("invariant_matmul", launch_invariant),
     ("draw", partial(launch_draws, filtered=False)),
     ("nucleus", partial(launch_draws, filtered=True)),
     ("edit", launch_edits),
