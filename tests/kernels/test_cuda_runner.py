@@ -9,6 +9,7 @@ import torch
 
 from nbsgl.engine.attention.paged import Layout
 from nbsgl.engine.batch import Batch, Row, RowResult
+from nbsgl.engine.cuda import dense
 from nbsgl.engine.cuda.runner import CudaRunner
 from nbsgl.engine.kv_cache import KVCache
 from nbsgl.engine.loader import LoadedModel
@@ -54,14 +55,14 @@ def cuda_runner(loaded: LoadedModel, *, deterministic: bool = False) -> CudaRunn
     cache = KVCache(
         plain.model.config,
         num_slots=NUM_SLOTS,
-        max_running=4,
+        max_running=5,
         context_length=200,
         dtype=torch.float32,
         device=torch.device("cpu"),
     )
     attention = PlainAttention(cache)
     return CudaRunner(
-        plain.model, cache, attention, plain.rope, max_running=4, max_tokens=128, deterministic=deterministic
+        plain.model, cache, attention, plain.rope, max_running=5, max_tokens=128, deterministic=deterministic
     )
 
 
@@ -156,7 +157,7 @@ def test_one_and_few_ways_answer_as_the_plain_one(loaded: LoadedModel, monkeypat
     hidden = type(runner.forward).hidden
     taken = []
 
-    def by_way(forward: module.Forward, way: module.Way, inputs: module.DeviceInputs) -> module.Hidden:
+    def by_way(forward: module.Forward, way: module.Way, inputs: module.DeviceInputs, *dense: object) -> module.Hidden:
         num = inputs.tokens.shape[0]
         is_decode = len(set(inputs.rows.tolist())) == num
         taken.append(way_of(num, is_decode=is_decode))
@@ -165,3 +166,40 @@ def test_one_and_few_ways_answer_as_the_plain_one(loaded: LoadedModel, monkeypat
     monkeypatch.setattr(type(runner.forward), "hidden", by_way)
     assert_same(some_steps(runner), expected)
     assert set(taken) == set(module.Way)
+
+
+def test_prompts_that_begin_are_attended_without_the_cache(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one step: a decode, an extend over a cached prefix, two prompts of one length and one of another."""
+    monkeypatch.setattr(dense, "LEAST_TOKENS", 9)
+    monkeypatch.setattr(dense, "ROUNDING", 8)
+    calls = []
+
+    def causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        calls.append(tuple(q.shape[::2]))
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+    monkeypatch.setattr(dense, "_causal", causal)
+    rng = random.Random(1)
+    prompts = [[rng.randrange(VOCAB) for _ in range(n)] for n in (11, 30, 11, 11, 19)]
+    slots = [range(i * 40, i * 40 + 40) for i in range(5)]
+
+    def steps(runner: ModelRunner | CudaRunner) -> list[list[RowResult]]:
+        first = [Row(0, 0, 8, prompts[0][:8], 0, slots[0], params=GREEDY), Row(1, 0, 8, prompts[1], 0, slots[1])]
+        second = [Row(i, 0, len(prompts[i]), prompts[i], 0, slots[i], params=GREEDY) for i in (2, 3, 4)]
+        second.insert(1, Row(1, 8, 22, prompts[1], params=GREEDY))
+        second.append(Row(0, 8, 1, prompts[0][:8], is_fed_back=True, params=GREEDY, run_idx=1))
+        last = [
+            Row(i, n, 1, prompts[i], is_fed_back=True, params=GREEDY, run_idx=1) for i, n in ((2, 11), (3, 11), (4, 19))
+        ]
+        return [runner.launch(Batch(rows)).result() for rows in (first, second, last)]
+
+    loaded.runner.forget()
+    expected = steps(loaded.runner)
+    runner = cuda_runner(loaded)
+    runner.has_dense = True
+    assert_same(steps(runner), expected)
+    layers = loaded.runner.model.config.num_layers
+    assert sorted(set(calls)) == [(1, 24), (2, 16)]
+    assert len(calls) == 2 * layers

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from nbsgl.engine.attention.paged import PagedAttention
+from nbsgl.engine.cuda.dense import DenseGroup, attend_dense
 from nbsgl.engine.cuda.inputs import DeviceInputs
 from nbsgl.engine.cuda.matmul import Matmul
 from nbsgl.engine.kernels.decode_attention import DecodeScratch, decode_attention
@@ -58,10 +59,15 @@ class Forward:
     matmul: Matmul
     pdl: bool
     deterministic: bool = False
+    dense: Sequence[DenseGroup] = ()  # of the step under way
 
-    def hidden(self, way: Way, inputs: DeviceInputs) -> Hidden:
-        """Through all layers.  Writes K and V of all tokens at their slots."""
+    def hidden(self, way: Way, inputs: DeviceInputs, dense: Sequence[DenseGroup] = ()) -> Hidden:
+        """Through all layers.  Writes K and V of all tokens at their slots.
+
+        `dense` are the last tokens; for the others the attention backend has been planned, unless `way` does without.
+        """
         model = self.model
+        self.dense = dense
         residual = self._empty(inputs.tokens.shape[0], model.config.hidden_size)
         embed(inputs.tokens, inputs.rows, self.last_tokens, model.embedding, residual, pdl=self.pdl)
         if way is Way.ONE:
@@ -122,7 +128,8 @@ class Forward:
         pdl = self.pdl
         normed = torch.empty_like(residual)
         add_rmsnorm(added, residual, layer.input_norm.weight, layer.input_norm.eps, normed, pdl=pdl)
-        mixed = attend(idx, layer, self._matmul(layer.qkv, normed), inputs)
+        qkv = self._with_room(normed.shape[0], layer.qkv.weight.shape[0])
+        mixed = attend(idx, layer, self._matmul(layer.qkv, normed, qkv), inputs)
         added = self._matmul(layer.o, mixed)
         add_rmsnorm(added, residual, layer.post_norm.weight, layer.post_norm.eps, normed, pdl=pdl)
         gate_up = self._matmul(layer.gate_up, normed)
@@ -137,7 +144,7 @@ class Forward:
 
     def _attend_any(self, idx: int, layer: Layer, qkv: Tensor, inputs: DeviceInputs) -> Tensor:
         c, num_tokens = self.model.config, qkv.shape[0]
-        q = self._empty(num_tokens, c.num_heads, c.head_dim)
+        q = self._with_room(num_tokens, c.num_heads, c.head_dim)
         rope_kv(
             qkv,
             q,
@@ -152,11 +159,26 @@ class Forward:
             q_norm=_weight(layer.q_norm),
             k_norm=_weight(layer.k_norm),
             eps=c.rms_eps,
+            keeps_k=bool(self.dense),
             pdl=self.pdl,
         )
-        mixed = torch.empty_like(q)
-        self.attention.attend(idx, q, mixed)
+        mixed = self._mixed_dense(q, qkv) if self.dense else torch.empty_like(q)
+        num_others = self.dense[0].begin if self.dense else num_tokens
+        if num_others:
+            self.attention.attend(idx, q[:num_others], mixed[:num_others])
         return mixed.view(num_tokens, -1)
+
+    def _mixed_dense(self, q: Tensor, qkv: Tensor) -> Tensor:
+        """What all tokens get, `[num_tokens, heads, head_dim]`, with the dense groups' rows filled in."""
+        c, num_tokens = self.model.config, qkv.shape[0]
+        heads = qkv.view(num_tokens, -1, c.head_dim)
+        k, v = heads[:, c.num_heads : -c.num_kv_heads], heads[:, -c.num_kv_heads :]
+        if len(self.dense) == 1 and self.dense[0].begin == 0:
+            return attend_dense(self.dense[0], q, k, v)
+        mixed = self._empty(num_tokens, c.num_heads, c.head_dim)
+        for group in self.dense:
+            mixed[group.begin : group.end] = attend_dense(group, q, k, v)
+        return mixed
 
     def _decode(self, idx: int, layer: Layer, qkv: Tensor, inputs: DeviceInputs, out: Tensor) -> None:
         c = self.model.config
@@ -196,6 +218,15 @@ class Forward:
         layers = self.model.layers
         groups = [[layer.qkv, layer.o, layer.gate_up, layer.down] for layer in layers]
         self.matmul.tune(num_rows, [[m.weight for m in group] for group in (*zip(*groups), [self.model.head])])
+
+    def _with_room(self, num_rows: int, *shape: int) -> Tensor:
+        """`[num_rows, *shape]` before as many rows as dense groups read beyond, which are finite."""
+        more = max((group.reads_until - num_rows for group in self.dense), default=0)
+        if more <= 0:
+            return self._empty(num_rows, *shape)
+        room = self._empty(num_rows + more, *shape)
+        room[num_rows:] = 0
+        return room[:num_rows]
 
     def _empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self.model.dtype, device=self.model.device)

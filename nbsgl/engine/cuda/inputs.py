@@ -17,6 +17,7 @@ from torch import Tensor
 
 from nbsgl.engine.attention.paged import ExtendSpan
 from nbsgl.engine.batch import Row
+from nbsgl.engine.cuda.dense import DenseGroup, can_be_dense, groups_of
 from nbsgl.engine.cuda.draws import DrawTable
 
 TOKEN_COLS = 4  # token id (-1: the row's last drawn), page-table row, position, position + 1
@@ -27,7 +28,8 @@ NUM_STAGES = 4  # pinned blocks in turn: at most two steps are in flight
 
 @dataclass(slots=True)
 class StepTokens:
-    """The flat tokens of a step.  int32 arrays `[num_tokens]`; singles first, then extends (see `attention.paged`).
+    """The flat tokens of a step.  int32 arrays `[num_tokens]`; singles first, then extends (see `attention.paged`),
+    then those that are attended without the cache.
 
     `drawing` and `scoring` are the rows that do; `wanted` the flat indices of the tokens whose logits are wanted: the
     last of each drawing row, then the scored ones.
@@ -38,6 +40,7 @@ class StepTokens:
     positions: np.ndarray
     num_singles: int
     extends: list[ExtendSpan]
+    dense: list[DenseGroup]
     drawing: list[int]
     scoring: list[int]
     wanted: Sequence[int]
@@ -59,19 +62,26 @@ class Singles(Enum):
     ALL = auto()  # short extends too
 
 
-def lay_out(rows: Sequence[Row], singles: Singles, *, longest_first: bool = False) -> StepTokens:
-    """Lay the rows out flat, in their order; with `longest_first` a step of single tokens by falling position."""
+def lay_out(
+    rows: Sequence[Row], singles: Singles, *, longest_first: bool = False, has_dense: bool = False
+) -> StepTokens:
+    """Lay the rows out flat, in their order; with `longest_first` a step of single tokens by falling position.
+
+    With `has_dense` long prompts that begin in this step are set apart.
+    """
     if singles is not Singles.NONE and all(row.num_tokens == 1 for row in rows):
         return _lay_out_singles(rows, longest_first)
     is_single = [singles is Singles.ALL or (singles is Singles.ONES and row.num_tokens == 1) for row in rows]
     order = [i for i, single in enumerate(is_single) if single]
-    longer = [i for i, single in enumerate(is_single) if not single]
+    is_dense = [has_dense and not single and can_be_dense(row) for row, single in zip(rows, is_single)]
+    longer = [i for i, single in enumerate(is_single) if not single and not is_dense[i]]
+    dense = sorted((i for i, alone in enumerate(is_dense) if alone), key=lambda i: rows[i].num_tokens)
     num_singles = sum(rows[i].num_tokens for i in order)
     total = sum(row.num_tokens for row in rows)
     tokens, table_rows, positions = np.empty((3, total), np.int32)
     begins = [0] * len(rows)
     at = 0
-    for i in (*order, *longer):
+    for i in (*order, *longer, *dense):
         row, end = rows[i], at + rows[i].num_tokens
         begins[i] = at
         known = row.history[row.start : row.start + row.num_tokens]
@@ -86,6 +96,7 @@ def lay_out(rows: Sequence[Row], singles: Singles, *, longest_first: bool = Fals
         positions,
         num_singles,
         spans,
+        groups_of([rows[i].num_tokens for i in dense], total - sum(rows[i].num_tokens for i in dense)),
         *_wanted(rows, begins),
     )
 
@@ -112,6 +123,7 @@ def _lay_out_singles(rows: Sequence[Row], longest_first: bool) -> StepTokens:
         np.fromiter((row.row for row in placed), np.int32, num),
         np.fromiter((row.start for row in placed), np.int32, num),
         num,
+        [],
         [],
         drawing,
         scoring,

@@ -11,6 +11,7 @@ from torch import Tensor
 from nbsgl.engine.attention.paged import Layout, PagedAttention
 from nbsgl.engine.attention.shared_prefix import worth_sharing
 from nbsgl.engine.batch import Batch, Row, SharedPrefix
+from nbsgl.engine.cuda.dense import is_there
 from nbsgl.engine.cuda.draws import DrawTable
 from nbsgl.engine.cuda.forward import Forward, Hidden, Way
 from nbsgl.engine.cuda.graphs import MAX_BUCKET, SIZES, GraphKey, Graphs, bucket_of, way_of
@@ -54,6 +55,7 @@ class CudaRunner:
         self.max_tokens = max(max_tokens, MAX_BUCKET)
         self.deterministic = deterministic
         self.use_graphs = is_cuda and not deterministic
+        self.has_dense = is_there(self.device, model.dtype)
         # the token drawn last for each row of the page table: the next step's input before the host has seen it
         self.last_tokens = torch.zeros(max_running + 1, dtype=torch.int32, device=self.device)
         self.logits = torch.empty((self.max_drawn, model.config.vocab_size), dtype=model.dtype, device=self.device)
@@ -114,13 +116,15 @@ class CudaRunner:
             return lay_out(rows, Singles.NONE)
         total = sum(row.num_tokens for row in rows)
         if total == len(rows) or total > MAX_BUCKET or not self.use_graphs:
-            return lay_out(rows, Singles.ONES, longest_first=total >= MANY_ROWS and not keeps_order)
+            return lay_out(
+                rows, Singles.ONES, has_dense=self.has_dense, longest_first=total >= MANY_ROWS and not keeps_order
+            )
         reads = sum(row.num_tokens * (row.start + row.num_tokens) for row in rows)
         return lay_out(rows, Singles.ALL if reads <= MAX_SMALL_READS else Singles.ONES)
 
     def _bucket(self, step: StepTokens) -> int | None:
         """The padded size of the graph that the step is to go through; None: launched kernel by kernel."""
-        if not self.use_graphs or step.extends:
+        if not self.use_graphs or step.extends or step.dense:
             return None
         return bucket_of(max(step.num_tokens, step.num_wanted))
 
@@ -131,7 +135,7 @@ class CudaRunner:
     ) -> LaunchedStep:
         inputs = self.block.send(step, batch.rows, self.draws, step.num_tokens, step.num_wanted)
         self.attention.plan(_layout(step, inputs, shared), is_graph=False)
-        hidden = self.forward.hidden(Way.ANY, inputs)
+        hidden = self.forward.hidden(Way.ANY, inputs, step.dense)
         num = len(drawing)
         if num:
             self.forward.logits(hidden, inputs.index[:num], self.logits[:num])
@@ -262,7 +266,8 @@ class CudaRunner:
 
 def _layout(step: StepTokens, inputs: DeviceInputs, shared: Sequence[SharedPrefix] = ()) -> Layout:
     """The step's tokens for the attention backend; singles are padded if the inputs are."""
-    num = step.num_singles if step.extends else len(inputs.rows_on_host)  # no extends: maybe padded
+    has_extends = step.extends or step.dense
+    num = step.num_singles if has_extends else len(inputs.rows_on_host)  # no extends: maybe padded
     return Layout(
         rows=inputs.rows_on_host[:num],
         kv_lens=inputs.kv_lens_on_host[:num],

@@ -39,6 +39,7 @@ def rope_kv_kernel(
     KVH: tl.constexpr,
     D: tl.constexpr,
     HEADS: tl.constexpr,
+    KEEPS_K: tl.constexpr,
     IS_E4M3: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -73,10 +74,13 @@ def rope_kv_kernel(
     q_at = q_out + t * H * D + head * D + half
     tl.store(q_at, first.to(q_out.dtype.element_ty), mask=is_q)
     tl.store(q_at + HALF, second.to(q_out.dtype.element_ty), mask=is_q)
+    is_k = (head >= H) & (head < H + KVH)
+    if KEEPS_K:
+        tl.store(at, first.to(qkv.dtype.element_ty), mask=is_k)
+        tl.store(at + HALF, second.to(qkv.dtype.element_ty), mask=is_k)
     if IS_E4M3:  # the conversion does not saturate everywhere
         first = tl.minimum(tl.maximum(first, -MAX_E4M3), MAX_E4M3)
         second = tl.minimum(tl.maximum(second, -MAX_E4M3), MAX_E4M3)
-    is_k = (head >= H) & (head < H + KVH)
     k_at = k_cache + (slot * KVH + head - H) * D + half
     tl.store(k_at, first.to(k_cache.dtype.element_ty), mask=is_k)
     tl.store(k_at + HALF, second.to(k_cache.dtype.element_ty), mask=is_k)
@@ -101,11 +105,13 @@ def rope_kv(
     k_norm: Tensor | None,
     eps: float,
     pdl: bool,
+    keeps_k: bool = False,
 ) -> None:
     """Rotate `qkv` `[tokens, (heads + 2 kv_heads) * head_dim]`: queries to `q_out`, keys and values to the cache.
 
     `rows`, `positions` int32 `[tokens]`; `table` int32; `cos`, `sin` float32 `[context, head_dim]` of `Rope`; norms of
-    `[head_dim]` for both or neither.  An e4m3 cache is written without a scale.
+    `[head_dim]` for both or neither.  An e4m3 cache is written without a scale.  With `keeps_k` the
+    rotated keys are written over those of `qkv` too.
     """
     num_kv_heads, head_dim = k_cache.shape[1:]
     extra = {"launch_pdl": True} if pdl else {}
@@ -127,6 +133,7 @@ def rope_kv(
         num_kv_heads,
         head_dim,
         HEADS,
+        keeps_k,
         k_cache.dtype == torch.float8_e4m3fn,
         pdl,
         num_warps=2,
@@ -152,4 +159,5 @@ def variants(shape: ModelShape, card: Card) -> Iterator[Variant]:
         "IS_E4M3": False,
         "PDL": card.pdl,
     }
-    yield Variant(rope_kv_kernel, args, num_warps=2, pdl=card.pdl)
+    for keeps_k in (False, True):
+        yield Variant(rope_kv_kernel, {**args, "KEEPS_K": keeps_k}, num_warps=2, pdl=card.pdl)
