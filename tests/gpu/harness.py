@@ -1,0 +1,249 @@
+"""Scheduler and runner in this process, without front or tokenizer: token ids in, tokens and log-probabilities out.
+
+`tests/unit/test_gpu_harness.py` holds this file to its word on a CPU.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from nbsgl.engine.config import EngineConfig
+from nbsgl.engine.limits import Limits
+from nbsgl.engine.loader import LoadedModel, load
+from nbsgl.engine.scheduler import Scheduler
+from nbsgl.engine.segments import Forced, Sampled, Segment, Update
+from nbsgl.protocol import SamplingParams, pack_ids, unpack_ids
+from tests.unit.model_fakes import make_checkpoint
+
+CONTEXT = 2048
+HIDDEN = {"Llama": 512, "Qwen3": 256}
+HEADS = {"Llama": (4, 2, 128), "Qwen3": (8, 2, 64)}  # query heads, key heads, head_dim
+
+
+def make_model(folder: Path, family: str, *, vocab: int = 2000, num_layers: int = 3, **settings: Any) -> Path:
+    """Save a random model of the family in bfloat16: what any dtype loads is the same numbers."""
+    heads, kv_heads, head_dim = HEADS[family]
+    shape = {
+        "vocab_size": vocab,
+        "hidden_size": HIDDEN[family],
+        "intermediate_size": 2 * HIDDEN[family],
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head_dim,
+        "max_position_embeddings": CONTEXT,
+        "tie_word_embeddings": False,
+    }
+    make_checkpoint(folder, family, **{**shape, **settings})
+    file, config = folder / "model.safetensors", folder / "config.json"
+    save_file({name: tensor.bfloat16() for name, tensor in load_file(file).items()}, file, {"format": "pt"})
+    settings = json.loads(config.read_text())
+    settings.pop("torch_dtype", None)
+    config.write_text(json.dumps({**settings, "dtype": "bfloat16"}))
+    return folder
+
+
+def load_model(folder: Path, **settings: Any) -> LoadedModel:
+    """Load onto the card unless told otherwise, with a small pool."""
+    small = {"device": "cuda", "num_slots": 40_000, "max_running_requests": 256, "chunked_prefill_size": 4096}
+    return load(EngineConfig.of(model_path=str(folder), **{**small, **settings}))
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request.  `score_from` >= 0 wants the log-probabilities of prompt[score_from:].  `fork_at`: first only so
+    much of the prompt is computed, and the rest in a fork of that; asks with the same beginning share the parent.
+    """
+
+    prompt: Sequence[int]
+    max_tokens: int = 0
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    with_logprobs: bool = False
+    score_from: int = -1
+    fork_at: int = 0
+    stream: bool = False
+
+    def segments(self) -> list[Segment]:
+        rest = pack_ids(list(self.prompt[self.fork_at :]))
+        listed: list[Segment] = [Forced(ids=rest, score_from=self.score_from)]
+        if self.max_tokens:
+            params = SamplingParams(
+                temperature=self.temperature,
+                top_p=self.top_p,
+                max_tokens=self.max_tokens,
+                ignore_eos=True,
+                seed=self.seed,
+                return_logprob=self.with_logprobs,
+            )
+            listed.append(Sampled(params=params, stream=self.stream))
+        return listed
+
+
+@dataclass(slots=True)
+class Answer:
+    """What became of an ask.  `scores` are of the prompt, `logprobs` of the drawn tokens."""
+
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    num_cached: int = 0
+    is_done: bool = False
+
+
+class Server:
+    """A scheduler with an empty cache on a loaded model's runner; one at a time for a runner.
+
+    `limits` are those of `Limits`; smaller ones than the model was loaded with are possible, larger ones are not.
+    """
+
+    def __init__(self, loaded: LoadedModel, **limits: Any) -> None:
+        self.loaded = loaded
+        given = {
+            "num_slots": loaded.num_slots,
+            "page_size": loaded.page_size,
+            "max_running": loaded.max_running,
+            "token_budget": loaded.chunked_prefill_size,
+            "overlap": True,
+        }
+        self.scheduler = Scheduler(
+            Limits(**{**given, **limits}),
+            loaded.runner,
+            eos_ids=(),
+            vocab_bytes=[b"x"] * loaded.vocab_size,
+            compile_grammar=lambda spec: None,
+            context_length=loaded.context_length,
+            emit=self._take,
+        )
+        self.answers: dict[int, Answer] = {}
+        self.errors: dict[int, dict[str, Any]] = {}
+        self._last: dict[int, int] = {}  # the number of each sequence's last segment
+        self._next_seq = 0
+
+    def run(self, asks: Iterable[Ask]) -> list[Answer]:
+        """Answer these asks together."""
+        seqs = self.submit(asks)
+        while self.scheduler.has_work:
+            self.scheduler.step()
+        assert not self.errors, self.errors
+        return [self.answers.pop(seq) for seq in seqs]
+
+    def submit(self, asks: Iterable[Ask]) -> list[int]:
+        """Give the asks to the scheduler; their sequences.  Nothing is computed before a step."""
+        parents: dict[tuple[int, ...], int] = {}
+        seqs = []
+        for ask in asks:
+            parent = None
+            if ask.fork_at:
+                begin = tuple(ask.prompt[: ask.fork_at])
+                if begin not in parents:
+                    parents[begin] = self._open([Forced(ids=pack_ids(list(begin)))])
+                parent = parents[begin]
+            seq = self._open(ask.segments(), parent)
+            self.answers[seq] = Answer()
+            seqs.append(seq)
+        for seq in (*parents.values(), *seqs):
+            self.scheduler.close(seq)
+        return seqs
+
+    def abort(self, seqs: Iterable[int]) -> None:
+        """End these sequences; what came of them so far is dropped."""
+        seqs = list(seqs)
+        self.scheduler.abort(seqs)
+        for seq in seqs:
+            self.answers.pop(seq, None)
+
+    def _open(self, segments: list[Segment], parent: int | None = None) -> int:
+        seq, self._next_seq = self._next_seq, self._next_seq + 1
+        first = int(parent is not None)
+        self.scheduler.open(seq, parent, first)
+        self.scheduler.extend(seq, 0, 0, segments)
+        self._last[seq] = len(segments) - 1
+        return seq
+
+    def _take(self, updates: list[Update]) -> None:
+        for update in updates:
+            if update.error is not None:
+                self.errors[update.seq] = update.error
+            answer = self.answers.get(update.seq)
+            if answer is None:
+                continue
+            scores = [value for value in update.scores.logprobs if value is not None] if update.scores else []
+            if update.segment == 0:
+                answer.scores += scores
+            else:
+                answer.tokens += unpack_ids(update.ids)
+                answer.logprobs += scores
+            answer.num_cached = max(answer.num_cached, update.cached_len)
+            answer.is_done |= update.done and update.segment == self._last[update.seq]
+
+
+# ---- comparing -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """The first place where two token lists differ, and the reference's log-probability of either token there."""
+
+    ask: int
+    at: int
+    tokens: tuple[int, int]
+    logprobs: tuple[float, float]
+
+    @property
+    def gap(self) -> float:
+        return abs(self.logprobs[0] - self.logprobs[1])
+
+
+def first_differences(
+    reference: LoadedModel, asks: Sequence[Ask], some: Sequence[Answer], others: Sequence[Answer]
+) -> list[Difference]:
+    """Where the answers to the same asks differ first, judged by a reference that scores both continuations."""
+    places, scored = [], []
+    for i, (ask, one, other) in enumerate(zip(asks, some, others, strict=True)):
+        assert len(one.tokens) == len(other.tokens) == ask.max_tokens, "every answer is as long as was asked"
+        at = next((at for at, pair in enumerate(zip(one.tokens, other.tokens)) if pair[0] != pair[1]), None)
+        if at is None:
+            continue
+        places.append((i, at, (one.tokens[at], other.tokens[at])))
+        for token in places[-1][2]:
+            known = [*ask.prompt, *one.tokens[:at], token]
+            scored.append(Ask(known, score_from=len(known) - 1))
+    values = [answer.scores[0] for answer in Server(reference).run(scored)]
+    return [Difference(*place, (values[2 * n], values[2 * n + 1])) for n, place in enumerate(places)]
+
+
+def assert_agree(
+    name: str,
+    reference: LoadedModel,
+    asks: Sequence[Ask],
+    some: Sequence[Answer],
+    others: Sequence[Answer],
+    *,
+    max_gap: float,
+) -> None:
+    """Equal tokens, or at the first difference a near tie: beyond it the two histories are different questions."""
+    differences = first_differences(reference, asks, some, others)
+    total = sum(ask.max_tokens for ask in asks)
+    common = total - sum(asks[d.ask].max_tokens - d.at for d in differences)
+    worst = max((d.gap for d in differences), default=0.0)
+    print(
+        f"{name}: {len(asks) - len(differences)} of {len(asks)} answers equal, {common / total:.1%} of the tokens "
+        f"before a difference; largest gap there {worst:.4f}"
+    )
+    wrong = [d for d in differences if d.gap > max_gap]
+    assert not wrong, f"{name}: {len(wrong)} answers leave the reference by more than a near tie: {wrong[:4]}"
+
+
+def mean_difference(some: Sequence[float], others: Sequence[float]) -> tuple[float, float]:
+    """Mean and largest absolute difference."""
+    found = (torch.tensor(some) - torch.tensor(others)).abs()
+    return found.mean().item(), found.max().item()
