@@ -138,16 +138,14 @@ class CudaRunner:
         hidden = self.forward.hidden(Way.ANY, inputs, step.dense)
         num = len(drawing)
         if num:
-            self.forward.logits(hidden, inputs.index[:num], self.logits[:num])
+            self.forward.logits(hidden, 0, num, self.logits[:num])
             if is_plain:
                 self._draw_plain(inputs, num)
         ids, drawn = self._drawn(drawing, num, is_plain)
-        scored = self._score_hidden(batch.rows, step, hidden, inputs)
+        scored = self._score_hidden(batch.rows, step, hidden)
         return LaunchedStep(batch.rows, step.drawing, ids, drawn, scored, self.device)
 
-    def _score_hidden(
-        self, rows: list[Row], step: StepTokens, hidden: Hidden, inputs: DeviceInputs
-    ) -> list[list[Scored]]:
+    def _score_hidden(self, rows: list[Row], step: StepTokens, hidden: Hidden) -> list[list[Scored]]:
         """Log-probabilities of `history[p + 1]` for the scored positions p, a bounded part of the logits at a time."""
         scored = []
         begin = len(step.drawing)
@@ -155,11 +153,10 @@ class CudaRunner:
             parts = []
             for first in range(rows[i].score.start, rows[i].score.stop, self.max_drawn):
                 stop = min(first + self.max_drawn, rows[i].score.stop)
-                index = inputs.index[begin : begin + stop - first]
-                begin += stop - first
-                logits = self.logits[: stop - first]
-                self.forward.logits(hidden, index, logits)
+                logits, end = self.logits[: stop - first], begin + stop - first
+                self.forward.logits(hidden, begin, end, logits)
                 parts.append(self._scored(rows[i], range(first, stop), logits))
+                begin = end
             scored.append(parts)
         return scored
 
@@ -200,7 +197,7 @@ class CudaRunner:
 
         def run() -> None:
             hidden = self.forward.hidden(key.way, inputs)
-            self.forward.logits(hidden, inputs.index, self.logits[: key.num_tokens])
+            self.forward.logits(hidden, 0, key.num_tokens, self.logits[: key.num_tokens])
             if key.draws:
                 self._draw_plain(inputs, key.num_tokens)
 
