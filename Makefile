@@ -20,6 +20,7 @@ lab: .venv/demo.stamp
 test: .venv/test.stamp check
 	sh tests/notebook/install_browser.sh
 	$(BIN)/python -m pytest tests/unit tests/sim -n 2
+	$(BIN)/python -m pytest tests/kernels -n 2
 	NBSGL_REQUIRE_BROWSER=1 $(BIN)/python -m pytest tests/process tests/notebook
 
 # VENV= runs with PYTHON as it is, for machines where everything is installed already

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from nbsgl.engine.attention.paged import Layout
+from nbsgl.engine.attention.triton_paged import TritonAttention
 from nbsgl.engine.batch import Batch, Row, RowResult
 from nbsgl.engine.cuda import dense
 from nbsgl.engine.cuda.runner import CudaRunner
@@ -50,7 +51,10 @@ class PlainAttention:
 
 
 def cuda_runner(loaded: LoadedModel, *, deterministic: bool = False) -> CudaRunner:
-    """A CUDA runner on the CPU, with a cache of its own, over the weights of a loaded model."""
+    """A CUDA runner on the CPU, with a cache of its own, over the weights of a loaded model.
+
+    Deterministic, it runs with Triton's attention, as the loader has it.
+    """
     plain = loaded.runner
     cache = KVCache(
         plain.model.config,
@@ -60,7 +64,7 @@ def cuda_runner(loaded: LoadedModel, *, deterministic: bool = False) -> CudaRunn
         dtype=torch.float32,
         device=torch.device("cpu"),
     )
-    attention = PlainAttention(cache)
+    attention = TritonAttention(plain.model.config, cache) if deterministic else PlainAttention(cache)
     return CudaRunner(
         plain.model, cache, attention, plain.rope, max_running=5, max_tokens=128, deterministic=deterministic
     )
@@ -139,7 +143,7 @@ def assert_same(found: list[list[RowResult]], expected: list[list[RowResult]]) -
             assert [i for i, _ in one.top] == [i for i, _ in other.top], where
 
 
-@pytest.mark.parametrize("deterministic", [False])
+@pytest.mark.parametrize("deterministic", [False, True])
 def test_fused_runner_answers_as_the_plain_one(loaded: LoadedModel, deterministic: bool) -> None:
     loaded.runner.forget()
     expected = some_steps(loaded.runner)

@@ -133,7 +133,9 @@ def test_rooms_import_only_the_ground_and_themselves(room) -> None:
             if len(parts) > 1 and parts[1] in allowed:
                 continue
             is_door = len(parts) == 1 or parts[1] not in ROOMS
-            if is_door and (room in ("magics", "bench") or (room == "engine" and door_names(path) <= {"__version__", "__file__"})):
+            if is_door and (
+                room in ("magics", "bench") or (room == "engine" and door_names(path) <= {"__version__", "__file__"})
+            ):
                 continue
             wrong.append((path, line, name))
     assert told(wrong) == []

@@ -83,4 +83,4 @@ def create_paged_attention(name: str, config: ModelConfig, cache: KVCache, dtype
         return FlashInferAttention(config, cache, dtype=dtype)
     from nbsgl.engine.attention.triton_paged import TritonAttention
 
-    return TritonAttention(config, cache)
+    return TritonAttention(config, cache, dtype=dtype)
