@@ -17,7 +17,7 @@ from nbsgl.engine import weights
 from nbsgl.engine.admission import most_tokens
 from nbsgl.engine.attention import create_attention
 from nbsgl.engine.attention.choice import AttentionChoice, choose_attention
-from nbsgl.engine.attention.paged import create_paged_attention
+from nbsgl.engine.attention.paged import PagedAttention, create_paged_attention
 from nbsgl.engine.config import EngineConfig
 from nbsgl.engine.device import (
     check_weights_fit,
@@ -34,7 +34,7 @@ from nbsgl.engine.layers.rope import Rope
 from nbsgl.engine.model_config import ModelConfig, read_model_config
 from nbsgl.engine.models.decoder import Decoder
 from nbsgl.engine.runner import ModelRunner
-from nbsgl.errors import ModelUnsupported, ParameterError
+from nbsgl.errors import EngineStartFailed, ModelUnsupported, ParameterError
 
 if TYPE_CHECKING:
     from nbsgl.engine.cuda.runner import CudaRunner
@@ -106,10 +106,10 @@ def load(
         max_running=max_running,
         step_bytes=_step_bytes(model, attention, max_running, most_tokens(budget)),
     )
-    runner = make_runner(
+    runner, attention = make_runner(
         model,
         config,
-        attention.name,
+        attention,
         num_slots=num_slots,
         max_running=max_running,
         max_tokens=most_tokens(budget),
@@ -241,14 +241,17 @@ def _step_bytes(model: Decoder, attention: AttentionChoice, max_running: int, ma
 def make_runner(
     model: Decoder,
     config: EngineConfig,
-    attention: str,
+    attention: AttentionChoice,
     *,
     num_slots: int,
     max_running: int,
     max_tokens: int,
     context_length: int,
-) -> ModelRunner | CudaRunner:
-    """A runner for the model with a KV pool of `num_slots` tokens: "torch" attention goes with the plain one."""
+) -> tuple[ModelRunner | CudaRunner, AttentionChoice]:
+    """A runner for the model with a KV pool of `num_slots` tokens, and its attention if the chosen one fails.
+
+    "torch" attention goes with the plain runner.
+    """
     cache = KVCache(
         model.config,
         num_slots=num_slots,
@@ -259,16 +262,29 @@ def make_runner(
         device=model.device,
     )
     rope = Rope(model.config.rope, model.config.head_dim, context_length, model.device)
-    if attention == "torch":
-        return ModelRunner(model, cache, create_attention(attention, model.config, cache), rope, max_running)
+    if attention.name == "torch":
+        plain = create_attention(attention.name, model.config, cache)
+        return ModelRunner(model, cache, plain, rope, max_running), attention
     from nbsgl.engine.cuda.runner import CudaRunner
 
-    return CudaRunner(
-        model,
-        cache,
-        create_paged_attention(attention, model.config, cache, model.dtype),
-        rope,
-        max_running=max_running,
-        max_tokens=max_tokens,
-        deterministic=config.deterministic,
+    paged, attention = _paged_attention(model, config, cache, attention)
+    runner = CudaRunner(
+        model, cache, paged, rope, max_running=max_running, max_tokens=max_tokens, deterministic=config.deterministic
     )
+    return runner, attention
+
+
+def _paged_attention(
+    model: Decoder, config: EngineConfig, cache: KVCache, choice: AttentionChoice
+) -> tuple[PagedAttention, AttentionChoice]:
+    """The chosen backend; if nobody asked for it and it has no kernels after all, Triton's."""
+    try:
+        return create_paged_attention(choice.name, model.config, cache, model.dtype), choice
+    except EngineStartFailed as error:
+        if config.attention_backend != "auto":
+            raise
+        head_dim, dtype = model.config.head_dim, model.dtype
+        choose_attention("triton", model.device, dtype, head_dim, kv_dtype=cache.k[0].dtype)
+        log.warning("attention by Triton's kernels: %s", error.reason)
+        instead = AttentionChoice("triton", f"triton: {error.reason}")
+        return create_paged_attention(instead.name, model.config, cache, dtype), instead

@@ -257,6 +257,7 @@ def test_an_e4m3_cache_is_read_as_what_it_holds(page_size: int) -> None:
     case.check(layout, q, out, 1)
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_neither_plan_nor_attend_waits_for_the_device() -> None:
     case = Case("llama-8b", shared=64)
     num = 64

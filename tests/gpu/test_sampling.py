@@ -170,6 +170,7 @@ def random_row(rng: random.Random, i: int) -> Row:
     )
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_the_cards_sampler_is_the_cpus_and_waits_for_nothing() -> None:
     rows = [random_row(random.Random(i), i) for i in range(24)]
     # distinct values: the order of equal log-probabilities is anybody's

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from nbsgl.engine.attention.choice import Circumstances, choose_attention, decide
-from nbsgl.errors import ParameterError
+from nbsgl.engine import loader
+from nbsgl.engine.attention import choice as choice_module
+from nbsgl.engine.attention.choice import AttentionChoice, Circumstances, choose_attention, decide
+from nbsgl.engine.config import EngineConfig
+from nbsgl.errors import EngineStartFailed, ParameterError
 
 BOTH = frozenset({"flashinfer", "triton"})
 
@@ -27,7 +32,8 @@ def here(
         (here(), "flashinfer", "compute capability 9.0"),
         (here((8, 0), torch.float16, 64), "flashinfer", "compute capability 8.0"),
         (here(installed=frozenset({"triton"})), "triton", "flashinfer: it is not installed"),
-        (here(head_dim=80), "triton", "the model has 80"),
+        (here(head_dim=32), "triton", "the model has 32"),
+        (here(head_dim=80), "torch", "the model has 80"),
         (here(installed=frozenset()), "torch", "triton: it is not installed"),
         (here((7, 5)), "torch", "needs compute capability 8.0, the card has 7.5"),
         (here(dtype=torch.float32), "torch", "triton: slower in float32"),
@@ -58,6 +64,7 @@ def test_what_is_asked_for_is_taken_where_it_works():
         ("flashinfer", here(dtype=torch.float32), "the model runs in float32", "'triton'"),
         ("flashinfer", here(installed=frozenset({"triton"})), "pip install 'nbsgl[flashinfer]'", "'triton'"),
         ("triton", here((7, 0)), "the card has 7.0", "'torch'"),
+        ("triton", here(head_dim=16), "the model has 16", "'torch'"),
         (
             "triton",
             here((8, 0), kv_dtype=torch.float8_e4m3fn, installed=frozenset({"triton"})),
@@ -82,3 +89,29 @@ def test_an_unknown_name_names_those_that_work_here():
 
 def test_a_cpu_runs_torch():
     assert choose_attention("auto", torch.device("cpu"), torch.float32, 64).name == "torch"
+
+
+def paged(monkeypatch: pytest.MonkeyPatch, asked: str) -> AttentionChoice:
+    """What a loader ends with when FlashInfer turns out to have no kernels."""
+
+    def create(name, config, cache, dtype):
+        if name == "flashinfer":
+            raise EngineStartFailed(stage="attention", reason="FlashInfer has no kernels for this")
+        return name
+
+    monkeypatch.setattr(loader, "create_paged_attention", create)
+    monkeypatch.setattr(choice_module, "find_spec", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    model = SimpleNamespace(config=SimpleNamespace(head_dim=64), device=torch.device("cuda"), dtype=torch.bfloat16)
+    config = EngineConfig.of(attention_backend=asked)
+    cache = SimpleNamespace(k=[torch.zeros(1, dtype=torch.bfloat16)])
+    made, choice = loader._paged_attention(model, config, cache, AttentionChoice("flashinfer", "flashinfer: installed"))
+    assert made == choice.name
+    return choice
+
+
+def test_a_library_without_kernels_is_passed_over_unless_asked_for(monkeypatch):
+    choice = paged(monkeypatch, "auto")
+    assert choice == AttentionChoice("triton", "triton: FlashInfer has no kernels for this")
+    with pytest.raises(EngineStartFailed, match="no kernels"):
+        paged(monkeypatch, "flashinfer")

@@ -12,6 +12,7 @@ from nbsgl.errors import ParameterError
 BACKENDS = ("flashinfer", "triton", "torch")  # the first that can be had is taken
 MIN_CAPABILITY = (8, 0)
 FLASHINFER_HEAD_DIMS = (64, 128, 256)
+TRITON_HEAD_DIMS = (32, 64, 128, 256)  # powers of two, of which a half is as wide as a tensor core's step
 TRITON_E4M3 = (8, 9)  # Triton converts e4m3 from there on
 INSTALL = {"flashinfer": "pip install 'nbsgl[flashinfer]'", "triton": "pip install triton"}
 HALF = (torch.bfloat16, torch.float16)
@@ -79,6 +80,8 @@ def obstacle(name: str, here: Circumstances) -> str | None:
     if name not in here.installed:
         return f"it is not installed ({INSTALL[name]})"
     if name == "triton":
+        if here.head_dim not in TRITON_HEAD_DIMS:
+            return f"its kernels are for a head_dim of {TRITON_HEAD_DIMS}, the model has {here.head_dim}"
         if here.kv_dtype.itemsize == 1 and here.capability < TRITON_E4M3:
             return f"an e4m3 cache needs compute capability {_dotted(TRITON_E4M3)}"
         return None

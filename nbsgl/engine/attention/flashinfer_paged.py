@@ -93,7 +93,7 @@ class FlashInferAttention:
             self._prefixes = self._call(PlanMemory(SPLIT_PLAN_BYTES, cache.device), "fa2", causal=False)
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, OSError) as error:
+        except (RuntimeError, OSError, ImportError) as error:
             raise EngineStartFailed(
                 stage="attention",
                 reason=f"FlashInfer has no kernels for {self.shape}: {str(error).strip().splitlines()[0]}",
