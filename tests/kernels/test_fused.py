@@ -86,16 +86,3 @@ def test_tiles_of_many_rows_give_the_same(monkeypatch: pytest.MonkeyPatch) -> No
         results.append((normed_rows, active))
     assert fused.silu_tile(4) == (2048, 8)
     torch.testing.assert_close(results[0], results[1])
-
-
-@pytest.mark.parametrize("num_parts", [1, 2, 5])
-def test_a_sum_in_parts_is_added_up(num_parts: int) -> None:
-    parts, stream, weight = torch.randn(num_parts, 6, 100), torch.randn(6, 100), torch.rand(100)
-    total = stream + parts.sum(0)
-    index = torch.tensor([4, 1], dtype=torch.int32)
-    picked, out = torch.empty(2, 100), torch.empty(6, 100)
-    rmsnorm_rows(parts, stream, index, weight, EPS, picked, pdl=False)
-    add_rmsnorm(parts, stream, weight, EPS, out, pdl=False)
-    close(stream, total)
-    close(out, normed(total, weight))
-    close(picked, normed(total, weight)[[4, 1]])

@@ -23,11 +23,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime import driver
 
-from nbsgl.engine.kernels import draw, edit, fused, logsumexp, nucleus
+from nbsgl.engine.kernels import draw, edit, extend_attention, fused, logsumexp, nucleus, split_decode
 from nbsgl.engine.kernels.aot import Card, Compiled, ModelShape, Variant, compile_jobs, jobs, module_variants
 from nbsgl.engine.kernels.gemv import gemv
 from nbsgl.engine.kernels.invariant_matmul import invariant_matmul
-from nbsgl.engine.kernels.skinny import parts_of, skinny
 
 LLAMA_8B = ModelShape(4096, 14336, 32, 8, 128, 128256)
 QWEN3_06B = ModelShape(1024, 3072, 16, 8, 128, 151936, qk_norm=True)
@@ -129,23 +128,6 @@ def launch_fused(shape: ModelShape, pdl: bool) -> None:
         fused.add_rmsnorm(rows, rows, meta(h), 1e-5, rows, pdl=pdl)
         fused.rmsnorm_rows(rows, rows, ids, meta(h), 1e-5, rows, pdl=pdl)
         fused.silu_mul(meta(num_rows, 2 * i), meta(num_rows, i), pdl=pdl)
-    for k in (shape.q_size, i):
-        if (parts := parts_of(h, k)) > 1:
-            ids, rows, x = meta(7, dtype=torch.int32), meta(7, h), meta(parts, 7, h, dtype=torch.float32)
-            fused.add_rmsnorm(x, rows, meta(h), 1e-5, rows, pdl=pdl)
-            fused.rmsnorm_rows(x, rows, ids, meta(h), 1e-5, rows, pdl=pdl)
-
-
-def launch_skinny(shape: ModelShape, pdl: bool) -> None:
-    h, i = shape.hidden, shape.intermediate
-    bias = meta(shape.qkv_size) if shape.qkv_bias else None
-    for num_rows in (1, 7, 16, 17, 64):
-        skinny(meta(num_rows, h), meta(shape.qkv_size, h), meta(num_rows, shape.qkv_size), bias=bias, pdl=pdl)
-        skinny(meta(num_rows, h), meta(2 * i, h), meta(num_rows, 2 * i), pdl=pdl)
-        for k in (shape.q_size, i):
-            parts = parts_of(h, k)
-            out = meta(num_rows, h) if parts == 1 else meta(parts, num_rows, h, dtype=torch.float32)
-            skinny(meta(num_rows, k), meta(h, k), out, pdl=pdl)
 
 
 def launch_invariant(shape: ModelShape, pdl: bool) -> None:
@@ -183,11 +165,30 @@ def launch_logsumexp(shape: ModelShape, pdl: bool) -> None:
         logsumexp.logsumexp(meta(num, shape.vocab, dtype=dtype))
 
 
+def launch_extends(shape: ModelShape, pdl: bool) -> None:
+    tile = extend_attention.tile_of(shape.head_dim, shape.heads // shape.kv_heads, 2, Card(90 if pdl else 80))
+    q, cache = meta(9, shape.heads, shape.head_dim), meta(99, shape.kv_heads, shape.head_dim)
+    for num_tiles, context in ((1, 4096), (3, 4095)):
+        given = meta(5, context, dtype=torch.int32), meta(num_tiles, 4, dtype=torch.int32)
+        extend_attention.extend_attention(q, q, cache, cache, *given, tile=tile, pdl=pdl)
+
+
+def launch_splits(shape: ModelShape, pdl: bool) -> None:
+    scratch = split_decode.SplitScratch(shape.heads, shape.kv_heads, shape.head_dim, 132, torch.device("meta"))
+    cache = meta(99, shape.kv_heads, shape.head_dim)
+    for num, context in ((1, 4096), (7, 4095), (512, 4096)):
+        q, ints = meta(num, shape.heads, shape.head_dim), meta(num, dtype=torch.int32)
+        given = q, q, cache, cache, meta(5, context, dtype=torch.int32), ints, ints
+        splits = split_decode.splits_of(num, shape.kv_heads, 132)
+        split_decode.split_decode(*given, scratch=scratch, splits=splits, pdl=pdl)
+
+
 LAUNCHES = [
     ("gemv", launch_gemvs),
     ("fused", launch_fused),
-    ("skinny", launch_skinny),
     ("invariant_matmul", launch_invariant),
+    ("extend_attention", launch_extends),
+    ("split_decode", launch_splits),
     ("draw", partial(launch_draws, filtered=False)),
     ("nucleus", partial(launch_draws, filtered=True)),
     ("edit", launch_edits),

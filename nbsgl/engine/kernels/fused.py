@@ -18,7 +18,6 @@ from torch import Tensor
 from triton.language.extra import cuda as tl_cuda
 
 from nbsgl.engine.kernels.aot import Card, ModelShape, Variant
-from nbsgl.engine.kernels.skinny import parts_of
 
 MANY_ROWS = 1024  # from here on the memory is busy whatever the launch: 8 warps; below, 4
 EMBED_WARPS = 4
@@ -48,7 +47,7 @@ def embed_kernel(tokens, rows, last_tokens, table, out, H: tl.constexpr, HP: tl.
     tl.store(out + t * H + col, value, mask=col < H)
 
 
-@triton.jit(do_not_specialize=["part_stride"])
+@triton.jit
 def norm_kernel(
     x,
     residual,
@@ -56,8 +55,6 @@ def norm_kernel(
     weight,
     eps,
     out,
-    part_stride,
-    PARTS: tl.constexpr,
     H: tl.constexpr,
     HP: tl.constexpr,
     PDL: tl.constexpr,
@@ -78,8 +75,6 @@ def norm_kernel(
     if x is not None:
         # the stream is rounded before it is normalised, as where norm and sum are apart
         added = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-        for part in tl.static_range(1, PARTS):
-            added += tl.load(x + part * part_stride + at, mask=inside, other=0.0)
         total = (value + added).to(residual.dtype.element_ty)
         if index is None:
             tl.store(residual + at, total, mask=inside)
@@ -116,20 +111,14 @@ def embed(tokens: Tensor, rows: Tensor, last_tokens: Tensor, table_weight: Tenso
 
 
 def add_rmsnorm(x: Tensor | None, residual: Tensor, weight: Tensor, eps: float, out: Tensor, *, pdl: bool) -> None:
-    """residual += x, in place (None: nothing to add); out = rmsnorm(residual) * weight; all `[num_rows, hidden]`.
-
-    x may be a sum in parts, float32 `[num_parts, num_rows, hidden]` (of `skinny.skinny`).
-    """
+    """residual += x, in place (None: nothing to add); out = rmsnorm(residual) * weight; all `[num_rows, hidden]`."""
     _norm(x, residual, None, weight, eps, out, pdl)
 
 
 def rmsnorm_rows(
     x: Tensor | None, residual: Tensor, index: Tensor, weight: Tensor, eps: float, out: Tensor, *, pdl: bool
 ) -> None:
-    """out[i] = rmsnorm(residual[index[i]] + x[index[i]]) * weight; `index` int32 `[n]`; x, residual: only read.
-
-    x may be a sum in parts, as for `add_rmsnorm`.
-    """
+    """out[i] = rmsnorm(residual[index[i]] + x[index[i]]) * weight; `index` int32 `[n]`; x, residual: only read."""
     _norm(x, residual, index, weight, eps, out, pdl)
 
 
@@ -142,7 +131,7 @@ def silu_mul(x: Tensor, out: Tensor, *, pdl: bool) -> None:
 
 
 def variants(shape: ModelShape, card: Card) -> Iterator[Variant]:
-    """Few rows and many; the first layer's norm has nothing to add, those of few rows may add parts."""
+    """Few rows and many; the first layer's norm has nothing to add."""
     dtype, pdl = shape.dtype, card.pdl
     sizes = {"H": shape.hidden, "HP": triton.next_power_of_2(shape.hidden), "PDL": pdl}
     ids = dict.fromkeys(("tokens", "rows", "last_tokens"), torch.int32)
@@ -153,13 +142,8 @@ def variants(shape: ModelShape, card: Card) -> Iterator[Variant]:
         args = {"x": dtype, "out": dtype, "I": shape.intermediate, "COLUMNS": columns, "PDL": pdl}
         yield Variant(silu_mul_kernel, args, num_warps=warps, pdl=pdl)
         for x, index in ((None, None), (dtype, None), (dtype, torch.int32)):
-            args = {**norm, "x": x, "index": index, "part_stride": "i32", "PARTS": 1}
+            args = {**norm, "x": x, "index": index}
             yield Variant(norm_kernel, args, num_warps=norm_warps(num_rows), pdl=pdl)
-    for k in (shape.q_size, shape.intermediate):
-        if (parts := parts_of(shape.hidden, k)) > 1:
-            for index in (None, torch.int32):
-                args = {**norm, "x": torch.float32, "index": index, "part_stride": "i32", "PARTS": parts}
-                yield Variant(norm_kernel, args, num_warps=norm_warps(1), pdl=pdl)
 
 
 def _norm(
@@ -168,10 +152,7 @@ def _norm(
     num_rows, hidden = out.shape
     padded = triton.next_power_of_2(hidden)
     warps = norm_warps(num_rows)
-    parts, stride = (x.shape[0], x.stride(0)) if x is not None and x.dim() == 3 else (1, 0)
-    norm_kernel[(num_rows,)](
-        x, residual, index, weight, eps, out, stride, parts, hidden, padded, pdl, num_warps=warps, **_extra(pdl)
-    )
+    norm_kernel[(num_rows,)](x, residual, index, weight, eps, out, hidden, padded, pdl, num_warps=warps, **_extra(pdl))
 
 
 def _extra(pdl: bool) -> dict[str, bool]:
