@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -207,3 +208,31 @@ def test_launches_find_what_was_compiled_ahead() -> None:
     finally:
         knobs.compilation.listener = None
     assert hits == [True, True, True]
+
+
+@pytest.mark.parametrize("num_rows", [16, 64, 192])
+def test_every_candidate_of_a_tuned_product_is_right(num_rows: int, tmp_path, monkeypatch) -> None:
+    """What is picked, and what a pick of an earlier run may name, gives torch's product; in a graph too."""
+    from nbsgl.engine.cuda.matmul import WORKSPACE_BYTES, CublasLt, Matmul
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    weights = [on(4096, 1024) / 32 for _ in range(3)]
+    x, out = on(num_rows, 1024), torch.empty(num_rows, 4096, device="cuda", dtype=BF16)
+    wanted = F.linear(x.float(), weights[0].float())
+    library = CublasLt(x.device, WORKSPACE_BYTES)
+    product = library.product(num_rows, 4096, 1024, BF16)
+    for candidate in range(product.num_candidates):
+        out.fill_(torch.nan)
+        library.run(product, candidate, weights[0], x, out)
+        close(out, wanted)
+    tuned = Matmul(x.device, BF16)
+    tuned.tune(num_rows, [weights])
+    linear = SimpleNamespace(weight=weights[0], bias=None)
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        tuned(linear, x, out)
+    out.fill_(torch.nan)
+    graph.replay()
+    close(out, wanted)
+    assert list(tmp_path.rglob("*.json")), "the picks are kept"
