@@ -24,11 +24,16 @@ from tests.unit.model_fakes import make_checkpoint
 
 CONTEXT = 2048
 HIDDEN = {"Llama": 512, "Qwen3": 256}
+SCALES = {"q_proj": 1.6, "k_proj": 1.6, "q_norm": 1.6, "k_norm": 1.6, "o_proj": 3.0, "lm_head": 1 / 3}
 HEADS = {"Llama": (4, 2, 128), "Qwen3": (8, 2, 64)}  # query heads, key heads, head_dim
 
 
 def make_model(folder: Path, family: str, *, vocab: int = 2000, num_layers: int = 3, **settings: Any) -> Path:
-    """Save a random model of the family in bfloat16: what any dtype loads is the same numbers."""
+    """Save a random model of the family in bfloat16: what any dtype loads is the same numbers.
+
+    Matrices keep the size of what they multiply, and the head's are smaller: rounding to bfloat16 then moves the
+    log-probabilities by about 0.01.
+    """
     heads, kv_heads, head_dim = HEADS[family]
     shape = {
         "vocab_size": vocab,
@@ -43,11 +48,23 @@ def make_model(folder: Path, family: str, *, vocab: int = 2000, num_layers: int 
     }
     make_checkpoint(folder, family, **{**shape, **settings})
     file, config = folder / "model.safetensors", folder / "config.json"
-    save_file({name: tensor.bfloat16() for name, tensor in load_file(file).items()}, file, {"format": "pt"})
+    scaled = {name: (tensor * _scale(name, tensor)).bfloat16() for name, tensor in load_file(file).items()}
+    save_file(scaled, file, {"format": "pt"})
     settings = json.loads(config.read_text())
     settings.pop("torch_dtype", None)
     config.write_text(json.dumps({**settings, "dtype": "bfloat16"}))
     return folder
+
+
+def _scale(name: str, tensor: torch.Tensor) -> float:
+    """From the 0.08 of `make_checkpoint` to a standard deviation of 1 / sqrt(inputs), with three exceptions.
+
+    Attention is sharp and heard (else it is a mean of many, and a wrong token among them hardly shows); the head is
+    low.
+    """
+    factor = next((by for part, by in SCALES.items() if part in name), 1.0)
+    is_matrix = tensor.ndim == 2 and "embed" not in name
+    return factor / (0.08 * tensor.shape[1] ** 0.5) if is_matrix else factor
 
 
 def load_model(folder: Path, **settings: Any) -> LoadedModel:
