@@ -1,16 +1,20 @@
 """Scheduler and runner in this process, without front or tokenizer: token ids in, tokens and log-probabilities out.
 
-`tests/unit/test_gpu_harness.py` holds this file to its word on a CPU.
+`tests/unit/test_gpu_harness.py` holds this file to its word on a CPU.  With NBSGL_TEST_DEVICE=cpu the tests built on
+it run without a card: small, in float32, on the plain runner.  That tries the tests, not the engine.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -21,6 +25,11 @@ from nbsgl.engine.scheduler import Scheduler
 from nbsgl.engine.segments import Forced, Sampled, Segment, Update
 from nbsgl.protocol import SamplingParams, pack_ids, unpack_ids
 from tests.unit.model_fakes import make_checkpoint
+
+ON_CPU = os.environ.get("NBSGL_TEST_DEVICE") == "cpu"
+ON_CARD = [pytest.mark.gpu, pytest.mark.skipif(not (ON_CPU or torch.cuda.is_available()), reason="needs a CUDA device")]
+NEEDS_FLASHINFER = pytest.mark.skipif(not ON_CPU and find_spec("flashinfer") is None, reason="needs FlashInfer")
+FLASHINFER = pytest.param("flashinfer", marks=NEEDS_FLASHINFER)
 
 CONTEXT = 2048
 HIDDEN = {"Llama": 512, "Qwen3": 256}
@@ -70,13 +79,17 @@ def _scale(name: str, tensor: torch.Tensor) -> float:
 def load_model(folder: Path, **settings: Any) -> LoadedModel:
     """Load onto the card unless told otherwise, with a small pool."""
     small = {"device": "cuda", "num_slots": 40_000, "max_running_requests": 256, "chunked_prefill_size": 4096}
+    if ON_CPU:
+        small |= {"device": "cpu", "dtype": "float32", "num_threads": 2}
+        settings.pop("attention_backend", None)
     return load(EngineConfig.of(model_path=str(folder), **{**small, **settings}))
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One request.  `score_from` >= 0 wants the log-probabilities of prompt[score_from:].  `fork_at`: first only so
-    much of the prompt is computed, and the rest in a fork of that; asks with the same beginning share the parent.
+    """One request.  `score_from` >= 0 wants the log-probabilities of prompt[score_from:], `with_best` those of the best
+    tokens there.  `fork_at`: first only so much of the prompt is computed, and the rest in a fork of that; asks with
+    the same beginning share the parent.
     """
 
     prompt: Sequence[int]
@@ -86,12 +99,14 @@ class Ask:
     seed: int = 0
     with_logprobs: bool = False
     score_from: int = -1
+    with_best: bool = False
     fork_at: int = 0
     stream: bool = False
 
     def segments(self) -> list[Segment]:
         rest = pack_ids(list(self.prompt[self.fork_at :]))
-        listed: list[Segment] = [Forced(ids=rest, score_from=self.score_from)]
+        score_from = self.score_from - self.fork_at if self.score_from >= 0 else -1
+        listed: list[Segment] = [Forced(ids=rest, score_from=score_from, top=int(self.with_best))]
         if self.max_tokens:
             params = SamplingParams(
                 temperature=self.temperature,
@@ -107,11 +122,12 @@ class Ask:
 
 @dataclass(slots=True)
 class Answer:
-    """What became of an ask.  `scores` are of the prompt, `logprobs` of the drawn tokens."""
+    """What became of an ask.  `scores` and `bests` are of the prompt, `logprobs` of the drawn tokens."""
 
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
+    bests: list[float] = field(default_factory=list)
     num_cached: int = 0
     is_done: bool = False
 
@@ -142,7 +158,7 @@ class Server:
         )
         self.answers: dict[int, Answer] = {}
         self.errors: dict[int, dict[str, Any]] = {}
-        self._last: dict[int, int] = {}  # the number of each sequence's last segment
+        self._last: dict[int, int] = {}  # the number of each ask's last segment
         self._next_seq = 0
 
     def run(self, asks: Iterable[Ask]) -> list[Answer]:
@@ -151,7 +167,11 @@ class Server:
         while self.scheduler.has_work:
             self.scheduler.step()
         assert not self.errors, self.errors
-        return [self.answers.pop(seq) for seq in seqs]
+        return [self._pop(seq) for seq in seqs]
+
+    def take_done(self) -> list[tuple[int, Answer]]:
+        """The sequences that were answered since the last call."""
+        return [(seq, self._pop(seq)) for seq in [seq for seq, answer in self.answers.items() if answer.is_done]]
 
     def submit(self, asks: Iterable[Ask]) -> list[int]:
         """Give the asks to the scheduler; their sequences.  Nothing is computed before a step."""
@@ -164,8 +184,9 @@ class Server:
                 if begin not in parents:
                     parents[begin] = self._open([Forced(ids=pack_ids(list(begin)))])
                 parent = parents[begin]
-            seq = self._open(ask.segments(), parent)
-            self.answers[seq] = Answer()
+            segments = ask.segments()
+            seq = self._open(segments, parent)
+            self.answers[seq], self._last[seq] = Answer(), len(segments) - 1
             seqs.append(seq)
         for seq in (*parents.values(), *seqs):
             self.scheduler.close(seq)
@@ -176,14 +197,18 @@ class Server:
         seqs = list(seqs)
         self.scheduler.abort(seqs)
         for seq in seqs:
-            self.answers.pop(seq, None)
+            if seq in self.answers:
+                self._pop(seq)
+
+    def _pop(self, seq: int) -> Answer:
+        del self._last[seq]
+        return self.answers.pop(seq)
 
     def _open(self, segments: list[Segment], parent: int | None = None) -> int:
         seq, self._next_seq = self._next_seq, self._next_seq + 1
         first = int(parent is not None)
         self.scheduler.open(seq, parent, first)
         self.scheduler.extend(seq, 0, 0, segments)
-        self._last[seq] = len(segments) - 1
         return seq
 
     def _take(self, updates: list[Update]) -> None:
@@ -196,71 +221,9 @@ class Server:
             scores = [value for value in update.scores.logprobs if value is not None] if update.scores else []
             if update.segment == 0:
                 answer.scores += scores
+                answer.bests += [top[0][1] for top in update.scores.top if top] if update.scores else []
             else:
                 answer.tokens += unpack_ids(update.ids)
                 answer.logprobs += scores
             answer.num_cached = max(answer.num_cached, update.cached_len)
             answer.is_done |= update.done and update.segment == self._last[update.seq]
-
-
-# ---- comparing -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """The first place where two token lists differ, and the reference's log-probability of either token there."""
-
-    ask: int
-    at: int
-    tokens: tuple[int, int]
-    logprobs: tuple[float, float]
-
-    @property
-    def gap(self) -> float:
-        return abs(self.logprobs[0] - self.logprobs[1])
-
-
-def first_differences(
-    reference: LoadedModel, asks: Sequence[Ask], some: Sequence[Answer], others: Sequence[Answer]
-) -> list[Difference]:
-    """Where the answers to the same asks differ first, judged by a reference that scores both continuations."""
-    places, scored = [], []
-    for i, (ask, one, other) in enumerate(zip(asks, some, others, strict=True)):
-        assert len(one.tokens) == len(other.tokens) == ask.max_tokens, "every answer is as long as was asked"
-        at = next((at for at, pair in enumerate(zip(one.tokens, other.tokens)) if pair[0] != pair[1]), None)
-        if at is None:
-            continue
-        places.append((i, at, (one.tokens[at], other.tokens[at])))
-        for token in places[-1][2]:
-            known = [*ask.prompt, *one.tokens[:at], token]
-            scored.append(Ask(known, score_from=len(known) - 1))
-    values = [answer.scores[0] for answer in Server(reference).run(scored)]
-    return [Difference(*place, (values[2 * n], values[2 * n + 1])) for n, place in enumerate(places)]
-
-
-def assert_agree(
-    name: str,
-    reference: LoadedModel,
-    asks: Sequence[Ask],
-    some: Sequence[Answer],
-    others: Sequence[Answer],
-    *,
-    max_gap: float,
-) -> None:
-    """Equal tokens, or at the first difference a near tie: beyond it the two histories are different questions."""
-    differences = first_differences(reference, asks, some, others)
-    total = sum(ask.max_tokens for ask in asks)
-    common = total - sum(asks[d.ask].max_tokens - d.at for d in differences)
-    worst = max((d.gap for d in differences), default=0.0)
-    print(
-        f"{name}: {len(asks) - len(differences)} of {len(asks)} answers equal, {common / total:.1%} of the tokens "
-        f"before a difference; largest gap there {worst:.4f}"
-    )
-    wrong = [d for d in differences if d.gap > max_gap]
-    assert not wrong, f"{name}: {len(wrong)} answers leave the reference by more than a near tie: {wrong[:4]}"
-
-
-def mean_difference(some: Sequence[float], others: Sequence[float]) -> tuple[float, float]:
-    """Mean and largest absolute difference."""
-    found = (torch.tensor(some) - torch.tensor(others)).abs()
-    return found.mean().item(), found.max().item()

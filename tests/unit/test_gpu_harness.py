@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from nbsgl.engine.loader import LoadedModel
-from tests.gpu.harness import Answer, Ask, Server, assert_agree, first_differences, load_model, make_model
+from tests.gpu.compare import assert_agree, assert_greedy, assert_scores, first_differences
+from tests.gpu.harness import Answer, Ask, Server, load_model, make_model
 
 VOCAB = 300
 ON_CPU = {"device": "cpu", "dtype": "float32", "num_threads": 2, "num_slots": 3000, "max_running_requests": 24}
@@ -72,6 +73,29 @@ def test_a_wrong_token_is_seen(loaded: LoadedModel) -> None:
     assert found[0].tokens == (right[1].tokens[3], wrong[1].tokens[3])
     with pytest.raises(AssertionError, match="more than a near tie"):
         assert_agree("wrong", loaded, asks, right, wrong, max_gap=found[0].gap / 2)
+
+
+def test_answers_are_judged_token_by_token(loaded: LoadedModel) -> None:
+    asks = [Ask(p, max_tokens=20, with_logprobs=True, fork_at=3) for p in prompts(3)]
+    right = Server(loaded).run(asks)
+    assert_greedy("right", loaded, asks, right, max_gap=1e-3)
+    assert_scores("right", loaded, asks, right, max_mean=1e-3)
+    wrong = [Answer(list(answer.tokens), list(answer.logprobs)) for answer in right]
+    wrong[2].tokens[7] = (wrong[2].tokens[7] + 1) % VOCAB
+    with pytest.raises(AssertionError, match=r"\(ask, at, gap\): .*\(2, 7, "):
+        assert_greedy("a token is not the best", loaded, asks, wrong, max_gap=0.01)
+    other = [replace(ask, prompt=[*ask.prompt[:-1], 5]) if i == 1 else ask for i, ask in enumerate(asks)]
+    with pytest.raises(AssertionError, match=r"1 answers were drawn from something else, \(ask, mean\): \[\(1,"):
+        assert_scores("another prompt", loaded, other, right)
+
+
+def test_scores_of_a_fork_begin_where_they_do_without(loaded: LoadedModel) -> None:
+    ask = Ask(prompts(1)[0], score_from=4, with_best=True)
+    flat, forked = Server(loaded).run([ask])[0], Server(loaded).run([replace(ask, fork_at=3)])[0]
+    assert len(flat.scores) == len(flat.bests) == len(ask.prompt) - 4
+    assert forked.scores == pytest.approx(flat.scores, abs=1e-3)
+    assert forked.bests == pytest.approx(flat.bests, abs=1e-3)
+    assert all(best >= score for best, score in zip(flat.bests, flat.scores))
 
 
 def test_what_is_aborted_says_nothing_more(loaded: LoadedModel) -> None:
