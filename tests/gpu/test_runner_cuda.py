@@ -13,6 +13,7 @@ from nbsgl.engine.loader import LoadedModel
 from nbsgl.engine.rng import draw_keys, exponentials
 from nbsgl.engine.sampler import Sampler
 from nbsgl.protocol import SamplingParams
+from tests.gpu.harness import Ask, Server, load_model, make_model
 from tests.unit.model_fakes import VOCAB, load_small, make_checkpoint
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -74,13 +75,19 @@ def test_draws_are_the_same_on_both_devices() -> None:
     assert torch.allclose(exponentials(keys, ids), exponentials(keys.cuda(), ids.cuda()).cpu(), rtol=1e-5)
 
 
-def test_out_of_memory_leaves_the_runner_usable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_checkpoint(tmp_path, "Llama")
-    runner = load_small(tmp_path, device="cuda").runner
-    batch = Batch([Row(0, 0, 3, [1, 2, 3], 0, range(3), params=GREEDY)])
-    forward = runner.model.forward
-    monkeypatch.setattr(runner.model, "forward", lambda *_: torch.empty(1 << 50, device="cuda"))
-    with pytest.raises(StepOutOfMemory):
-        runner.launch(batch)
-    monkeypatch.setattr(runner.model, "forward", forward)
-    assert runner.launch(batch).result()[0].is_finite
+@pytest.mark.parametrize("where", ["plain runner", "kernel by kernel", "capture of a graph"])
+def test_out_of_memory_leaves_the_runner_usable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    is_plain = where == "plain runner"
+    loaded = load_model(make_model(tmp_path, "Llama"), attention_backend="torch" if is_plain else "triton")
+    runner = loaded.runner
+    owner, name = (runner.model, "forward") if is_plain else (type(runner.forward), "hidden")
+    if not is_plain:
+        assert type(runner).__name__ == "CudaRunner"
+        monkeypatch.setattr(runner, "use_graphs", where == "capture of a graph")
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, lambda *_: torch.empty(1 << 50, device="cuda"))
+        with pytest.raises(StepOutOfMemory):
+            runner.launch(Batch([Row(0, 0, 3, [1, 2, 3], 0, range(3), params=GREEDY)]))
+    result = runner.launch(Batch([Row(0, 0, 3, [1, 2, 3], 0, range(3), params=GREEDY)])).result()[0]
+    assert result.is_finite
+    assert result.token == Server(loaded).run([Ask([1, 2, 3], max_tokens=1)])[0].tokens[0]
