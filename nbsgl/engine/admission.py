@@ -27,11 +27,6 @@ class TokenBudget:
         self._good_steps = 0
 
     @property
-    def slack(self) -> int:
-        """So many tokens more are taken where that finishes a sequence's known tokens: a step less."""
-        return self.now // SLACK_SHARE
-
-    @property
     def most(self) -> int:
         """Most tokens of any step."""
         return most_tokens(self.full)

@@ -63,6 +63,16 @@ class KVStore:
         seq.slots += slots
         return True
 
+    def num_own(self, seq: Sequence) -> int:
+        """Computed tokens that can be evicted once the sequence is released: nobody else has their path locked."""
+        num_tokens = seq.settled_len - seq.cached_len
+        assert seq.node is not None
+        for node in seq.node.path():
+            if node.locks > 1:
+                break
+            num_tokens += len(node.key)
+        return num_tokens
+
     # ---- giving
 
     def insert(self, seq: Sequence) -> None:

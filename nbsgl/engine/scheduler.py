@@ -1,9 +1,10 @@
 """The scheduler: sequences and their segments in, batches to the runner, updates out.
 
 A step chooses a batch, launches it, and settles the one before.  What runs is decided in `_next_batch`: decodes and
-extends of the running sequences, then waiting ones in the order of the policy, all under the token budget; when slots
-run out, unlocked leaves of the tree are evicted, then the newest running sequences retracted.  One thread; every
-method returns at once; errors of one sequence end that sequence.
+extends of the running sequences, then waiting ones in the order of the policy, all under the token budget, which is
+smaller while somebody reads along; when slots run out, unlocked leaves of the tree are evicted, then the running
+sequences retracted that lose the least.  One thread; every method returns at once; errors of one sequence end that
+sequence.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from typing import Any
 
 from nbsgl import errors
 from nbsgl.engine import census, segment_runs
-from nbsgl.engine.admission import RoomEstimate, TokenBudget
+from nbsgl.engine.admission import SLACK_SHARE, RoomEstimate, TokenBudget
 from nbsgl.engine.batch import Batch, Launched, Row, RowResult, Runner, SharedPrefix, StepOutOfMemory
 from nbsgl.engine.kv_pool import KVPool
 from nbsgl.engine.kv_store import KVStore
 from nbsgl.engine.limits import Limits
+from nbsgl.engine.pace import Pace
 from nbsgl.engine.policy import POLICIES, order_waiting
 from nbsgl.engine.prefix_groups import PrefixGroups
 from nbsgl.engine.radix_cache import RadixCache
@@ -56,11 +58,14 @@ class Entry:
 
 @dataclass(slots=True)
 class Flight:
-    """A launched batch."""
+    """A launched batch: of its rows `num_decodes` compute one token, the others `num_extended` together."""
 
     step: int
     launched: Launched
     entries: list[Entry]
+    launched_at: float
+    num_decodes: int
+    num_extended: int
 
 
 Plan = list[tuple[Sequence, int]]  # who computes how many tokens
@@ -94,6 +99,7 @@ class Scheduler:
         self._build_pool()
         self.bounds = Bounds(tuple(eos_ids), vocab_bytes, context_length, self.pool.num_slots, limits.page_size)
         self.budget = TokenBudget(limits.token_budget)
+        self.pace = Pace()
         self.groups = PrefixGroups()
         self.room = RoomEstimate()
         self.stats = Stats()
@@ -106,6 +112,7 @@ class Scheduler:
         self._failures: OrderedDict[int, dict[str, Any]] = OrderedDict()
         self._arrivals = 0
         self._prefilled = self._decoded = 0  # in this step
+        self._settled_at = 0.0
 
     def _build_pool(self) -> None:
         limits = self.limits
@@ -266,16 +273,17 @@ class Scheduler:
             if not self.kv.grant(seq, seq.kv_len + 1, min(GRANT_AHEAD, seq.room_for_run)):
                 return None
             plan.append((seq, 1))
-        budget -= len(decodes)
+        budget = self._most_extended(len(decodes)) if extends or self.waiting else 0
+        slack = budget // SLACK_SHARE
         is_short = False  # of slots: then nobody else is let in
         for seq in extends:
-            num_tokens = self._chunk(seq, budget)
+            num_tokens = self._chunk(seq, budget, slack)
             is_short = is_short or (budget > 0 and num_tokens == 0)
             if num_tokens:
                 plan.append((seq, num_tokens))
                 budget -= num_tokens
         if budget > 0 and self.waiting and not is_short:
-            self._admit_waiting(plan, budget)
+            self._admit_waiting(plan, budget, slack)
         return plan if plan or not is_short else None
 
     def _ready(self) -> tuple[list[Sequence], list[Sequence]]:
@@ -294,6 +302,20 @@ class Scheduler:
                 extends.append(seq)
         return decodes, extends
 
+    def _most_extended(self, num_decodes: int) -> int:
+        """Most known tokens that the step may compute beside so many decodes."""
+        left = self.budget.now - num_decodes
+        return min(left, self.pace.limit(num_decodes)) if self._is_read_along() else left
+
+    def _is_read_along(self) -> bool:
+        """Whether a running sequence draws tokens that somebody sees as they come.
+
+        Not only one that decodes in this step: with a grammar it may sit out every other one.
+        """
+        return any(
+            (run := seq.run) is not None and run.stream and seq.kv_len >= run.begin for seq in self.running.values()
+        )
+
     def _take_turns(self, decodes: list[Sequence], extends: list[Sequence], budget: int) -> tuple[list, list]:
         """More rows than budget: leave a quarter to extends, and let those that take part go to the back."""
         for_extends = max(1, budget // 4) if extends and budget > 1 else 0
@@ -304,12 +326,15 @@ class Scheduler:
             self.running[seq.id] = self.running.pop(seq.id)
         return taken, extends
 
-    def _chunk(self, seq: Sequence, budget: int) -> int:
-        """How many tokens the sequence extends by: what the budget allows and the pool has slots for."""
+    def _chunk(self, seq: Sequence, budget: int, slack: int) -> int:
+        """How many tokens the sequence extends by: what the budget allows and the pool has slots for.
+
+        `slack` tokens more are taken where that finishes the sequence's known tokens: a step less.
+        """
         num_tokens = len(seq.tokens) - seq.kv_len
         if budget <= 0 or num_tokens <= 0:
             return 0
-        if num_tokens > budget + self.budget.slack:
+        if num_tokens > budget + slack:
             num_tokens = budget
         room = len(seq.slots) - seq.kv_len + self.kv.num_available
         num_tokens = min(num_tokens, room)
@@ -320,7 +345,7 @@ class Scheduler:
 
     # ---- admitting
 
-    def _admit_waiting(self, plan: Plan, budget: int) -> None:
+    def _admit_waiting(self, plan: Plan, budget: int, slack: int) -> None:
         if self.pool.num_free_rows == 0 or len(self.running) >= self.limits.max_running:
             return
         leaders = {self._led_by(seq) for seq in self.running.values() if _prefills(seq)}
@@ -341,7 +366,7 @@ class Scheduler:
                 return
             if seq.state is not SeqState.RUNNING:
                 continue  # all of it was cached
-            num_tokens = self._chunk(seq, budget)
+            num_tokens = self._chunk(seq, budget, slack)
             if not num_tokens:
                 self._queue(seq, comes_first=comes_first)
                 return
@@ -407,9 +432,14 @@ class Scheduler:
     # ---- taking back
 
     def _victim(self) -> Sequence:
-        """The newest sequence, so that the oldest always goes on; each gains something between two retractions."""
-        gained = [seq for seq in self.running.values() if seq.has_gained]
-        return max(gained or self.running.values(), key=lambda seq: seq.arrival)
+        """The sequence that loses the least, of equals the newest.
+
+        Not the oldest, so that one always goes on; and each gains something between two retractions.
+        """
+        oldest = min(self.running.values(), key=lambda seq: seq.arrival)
+        others = [seq for seq in self.running.values() if seq is not oldest] or [oldest]
+        gained = [seq for seq in others if seq.has_gained]
+        return min(gained or others, key=lambda seq: (self.kv.num_own(seq), -seq.arrival))
 
     def _retract(self, seq: Sequence) -> None:
         self.stats.retractions += 1
@@ -437,9 +467,11 @@ class Scheduler:
     def _launch(self, plan: Plan) -> Flight | None:
         if not plan:
             return None
-        plan, shared = self._grouped(plan)
+        chunks = [num_tokens for _, num_tokens in plan if num_tokens > 1]
+        plan, shared = (plan, []) if chunks else self._grouped(plan)
         entries = [self._entry(seq, num_tokens) for seq, num_tokens in plan]
         batch = Batch([entry.row for entry in entries], step=self.stats.batches + 1, shared=shared)
+        launched_at = self._clock()
         try:
             launched = self.runner.launch(batch)
         except StepOutOfMemory:
@@ -447,12 +479,10 @@ class Scheduler:
             self._shrink(entries)
             return None
         self.stats.batches = self.kv.launched = batch.step
-        return Flight(batch.step, launched, entries)
+        return Flight(batch.step, launched, entries, launched_at, len(plan) - len(chunks), sum(chunks))
 
     def _grouped(self, plan: Plan) -> tuple[Plan, list[SharedPrefix]]:
-        """Decodes in an order in which those that share a prefix lie together, and these groups."""
-        if any(num_tokens != 1 for _, num_tokens in plan):
-            return plan, []
+        """A plan of decodes in an order in which those that share a prefix lie together, and these groups."""
         order, groups = self.groups.of([seq for seq, _ in plan])
         return ([plan[i] for i in order], groups) if groups else (plan, [])
 
@@ -547,6 +577,7 @@ class Scheduler:
             return
         try:
             results = flight.launched.result()
+            self._time(flight)
         except StepOutOfMemory:
             self._undo(flight.entries)
             self._shrink(flight.entries)
@@ -562,6 +593,12 @@ class Scheduler:
         self.kv.settled(flight.step)
         self.budget.good_step()
         self.room.good_step()
+
+    def _time(self, flight: Flight) -> None:
+        """Tell the pace how long the step took: it ran when it was launched and the one before it was done."""
+        now = self._clock()
+        self.pace.saw(now - max(flight.launched_at, self._settled_at), flight.num_decodes, flight.num_extended)
+        self._settled_at = now
 
     def _settle_row(self, entry: Entry, result: RowResult) -> None:
         seq, row = entry.seq, entry.row
@@ -777,6 +814,7 @@ class Scheduler:
         """The fields of `protocol.EngineSnapshot` that the scheduler knows."""
         prefill_tok_s, decode_tok_s = self.stats.rates.rates(self._clock())
         pool, tree, stats = self.pool, self.tree, self.stats
+        num_decodes = len(self._ready()[0])
         return {
             "policy": self.policy,
             "slots_total": pool.num_slots,
@@ -803,7 +841,7 @@ class Scheduler:
                 "overruns": stats.overruns,
                 "numerical_errors": stats.numerical_errors,
                 "leaks.repaired": stats.leaks_repaired,
-                "budget": self.budget.now,
+                "budget": num_decodes + self._most_extended(num_decodes),
                 "tree.nodes": len(tree),
             },
         }

@@ -117,8 +117,8 @@ def stale_node_after_flush(monkeypatch: Any) -> None:
 def chunk_off_by_one(monkeypatch: Any) -> None:
     chunk = Scheduler._chunk
 
-    def longer(self: Scheduler, seq: Sequence, budget: int) -> int:
-        num_tokens = chunk(self, seq, budget)
+    def longer(self: Scheduler, seq: Sequence, *room: int) -> int:
+        num_tokens = chunk(self, seq, *room)
         if num_tokens > 2 and num_tokens < len(seq.tokens) - seq.kv_len:
             seq.kv_len += 1  # one token is skipped
             return num_tokens - 1

@@ -18,6 +18,7 @@ import msgspec
 from nbsgl.engine import census
 from nbsgl.engine.admission import most_tokens
 from nbsgl.engine.batch import Batch, Row
+from nbsgl.engine.pace import Pace
 from nbsgl.engine.radix_cache import Node
 from nbsgl.engine.request import Sequence
 from nbsgl.engine.scheduler import Scheduler
@@ -96,6 +97,7 @@ class World:
             emit=self._take,
             clock=lambda: self.now,
         )
+        self.scheduler.pace = Pace(least=4, most=32)  # as tight as the budgets are
         if self.config.is_reckless:
             self.scheduler.room.promised = lambda running: 0  # type: ignore[method-assign]
             self.scheduler.room.drawn_by = lambda seq: 0  # type: ignore[method-assign]
@@ -346,7 +348,7 @@ class World:
         self._demand(len(batch.rows) <= self.config.limits.max_running, "I8: more rows than may run")
         for row in batch.rows:
             self.trace.update(b"%d %d %d;" % (row.row, row.start, row.num_tokens))
-        self.now += 0.001 + 1e-5 * batch.num_tokens
+        self.now += 0.001 + 1e-4 * batch.num_tokens
 
     def _watch_admission(self) -> None:
         """I9: what is admitted has all of its cached prefix."""
@@ -363,13 +365,16 @@ class World:
         self.scheduler.kv.admit = watched  # type: ignore[method-assign]
 
     def _watch_retractions(self) -> None:
-        """I12: between two retractions a sequence gains something, unless steps failed meanwhile."""
+        """I12: the oldest goes on; others gain something between two retractions, unless steps failed meanwhile."""
         victim = self.scheduler._victim
         rates = self.config.rates
         is_smooth = not (rates["refuse"] or rates["launch_oom"] or rates["result_oom"] or rates["retract"])
 
         def watched() -> Sequence:
             seq = victim()
+            running = self.scheduler.running.values()
+            is_oldest = len(running) > 1 and seq.arrival == min(other.arrival for other in running)
+            self._demand(not is_oldest, f"I12: the oldest sequence, {seq.id}, is retracted")
             self._demand(seq.has_gained or not is_smooth, f"I12: {seq.id} is retracted before it gained a token")
             return seq
 

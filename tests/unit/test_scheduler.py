@@ -1,7 +1,7 @@
 import pytest
 
 from nbsgl.engine.batch import Batch, Row
-from nbsgl.engine.request import SeqState
+from nbsgl.engine.request import SeqState, Sequence
 from nbsgl.protocol import unpack_ids
 from tests.sim.helpers import Engine, forced, greedy
 from tests.sim.reference import run_segment
@@ -351,3 +351,52 @@ def test_times_come_from_the_given_clock() -> None:
         engine.steps(1)
     update = engine.done(1, 1)
     assert (update.queued_s, update.ttft_s, update.e2e_s) == (1.0, 2.0, 3.0)
+
+
+def test_who_loses_least_is_retracted_first() -> None:
+    engine = Engine(num_slots=1000, token_budget=256)
+    engine.add(1, forced(1), greedy(100))  # the oldest: has least, but goes on
+    engine.add(2, forced(*PROMPT, 2), greedy(100))
+    engine.add(3, forced(3, *PROMPT[:29]), greedy(100))
+    engine.add(4, forced(4, *PROMPT[:19]), greedy(100))
+    engine.add(5, forced(3, *PROMPT[:29], 3, 3), greedy(100))
+    engine.steps(3)
+    scheduler = engine.scheduler
+    order = []
+    while scheduler.running:
+        victim = scheduler._victim()
+        order.append(victim.id)
+        scheduler._retract(victim)
+    assert order == [3, 4, 5, 2, 1]  # thirty tokens of sequence 3 stay for 5, and are lost with 5
+
+
+def test_of_those_that_lose_as_much_the_newest_is_retracted() -> None:
+    engine = Engine()
+    for seq in (1, 2, 3, 4):
+        engine.add(seq, forced(seq, 1, 2), greedy(50))
+    engine.steps(3)
+    assert engine.scheduler._victim().id == 4
+    engine.scheduler.seqs[4].has_gained = False
+    assert engine.scheduler._victim().id == 3
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_the_oldest_is_never_retracted_and_all_end(overlap: bool) -> None:
+    engine = Engine(num_slots=96, overlap=overlap)
+    scheduler = engine.scheduler
+    scheduler.room.ratio = 0.0
+    retract, retracted = scheduler._retract, []
+
+    def noting(seq: Sequence) -> None:
+        assert len(scheduler.running) == 1 or seq.arrival > min(other.arrival for other in scheduler.running.values())
+        retracted.append(seq.id)
+        retract(seq)
+
+    scheduler._retract = noting  # type: ignore[method-assign]
+    for seq, length in enumerate((5, 30, 12, 20)):
+        engine.add(seq, forced(seq, *PROMPT[:length]), greedy(50))
+    engine.run()
+    assert retracted
+    assert 0 not in retracted
+    for seq, length in enumerate((5, 30, 12, 20)):
+        assert engine.ids(seq, 1) == alone((seq, *PROMPT[:length]), 50)
