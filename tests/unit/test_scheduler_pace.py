@@ -222,9 +222,12 @@ def test_no_single_time_moves_the_bound() -> None:
         assert pace.limit(1) == 704
 
 
-def test_slow_first_steps_are_outweighed_at_once() -> None:
+def test_slow_first_steps_are_not_trusted_and_outweighed_at_once() -> None:
     pace = Pace()
-    for seconds in (5.0, 2.0, 10e-3, 10e-3):
+    pace.saw(0.1, 0, 8192)
+    pace.saw(5.0, 1, 0)
+    assert pace.limit(1) == 2 * LEAST
+    for seconds in (2.0, 10e-3, 10e-3):
         pace.saw(seconds, 1, 0)
     for seconds in (8.0, 6.0):
         pace.saw(seconds, 1, 512)
