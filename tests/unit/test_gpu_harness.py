@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -108,3 +110,24 @@ def test_what_is_aborted_says_nothing_more(loaded: LoadedModel) -> None:
     assert first not in server.answers
     assert len(server.answers[second].tokens) == 8
     assert server.answers[second].is_done
+
+
+def test_a_hang_ends_the_process_and_is_named() -> None:
+    code = """
+import time
+from tests.gpu.hang_guard import HangGuard
+def works(guard):
+    for _ in range(12):
+        time.sleep(0.1)
+        guard.beat()
+def hangs():
+    time.sleep(60)
+with HangGuard(0.6) as guard:
+    works(guard)
+    print("worked", flush=True)
+    hangs()
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert (found.returncode, found.stdout) == (1, "worked\n")
+    assert "hangs" in found.stderr
+    assert "works" not in found.stderr
