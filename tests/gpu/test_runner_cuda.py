@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -75,7 +76,7 @@ def test_draws_are_the_same_on_both_devices() -> None:
     assert torch.allclose(exponentials(keys, ids), exponentials(keys.cuda(), ids.cuda()).cpu(), rtol=1e-5)
 
 
-@pytest.mark.parametrize("where", ["plain runner", "kernel by kernel", "capture of a graph"])
+@pytest.mark.parametrize("where", ["plain runner", "kernel by kernel", "before a capture", "within a capture"])
 def test_out_of_memory_leaves_the_runner_usable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     is_plain = where == "plain runner"
     loaded = load_model(make_model(tmp_path, "Llama"), attention_backend="torch" if is_plain else "triton")
@@ -83,9 +84,16 @@ def test_out_of_memory_leaves_the_runner_usable(tmp_path: Path, monkeypatch: pyt
     owner, name = (runner.model, "forward") if is_plain else (type(runner.forward), "hidden")
     if not is_plain:
         assert type(runner).__name__ == "CudaRunner"
-        monkeypatch.setattr(runner, "use_graphs", where == "capture of a graph")
+        monkeypatch.setattr(runner, "use_graphs", where != "kernel by kernel")
+    works = getattr(owner, name)
+
+    def fails(*given: Any) -> Any:
+        if where == "within a capture" and not torch.cuda.is_current_stream_capturing():
+            return works(*given)
+        return torch.empty(1 << 50, device="cuda")
+
     with monkeypatch.context() as patched:
-        patched.setattr(owner, name, lambda *_: torch.empty(1 << 50, device="cuda"))
+        patched.setattr(owner, name, fails)
         with pytest.raises(StepOutOfMemory):
             runner.launch(Batch([Row(0, 0, 3, [1, 2, 3], 0, range(3), params=GREEDY)]))
     result = runner.launch(Batch([Row(0, 0, 3, [1, 2, 3], 0, range(3), params=GREEDY)])).result()[0]
