@@ -38,9 +38,12 @@ def caller() -> str:
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_HERE):
         frame = frame.f_back
-    path = frame.f_code.co_filename
+    return shown_line(frame.f_code.co_filename, frame.f_lineno)
+
+
+def shown_line(path: str, number: int) -> str:
     name = "cell" if "ipykernel_" in path or path.startswith("<ipython") else os.path.basename(path)
-    return f"{name}:{frame.f_lineno}"
+    return f"{name}:{number}"
 
 
 class Expr:

@@ -9,7 +9,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nbsgl.errors import DeadlineExceeded, ParameterError, ProgramError, Unsupported
 from nbsgl.lang.block import StateBlock
@@ -19,7 +19,12 @@ from nbsgl.lang.executor import Executor
 from nbsgl.lang.ir import caller
 from nbsgl.lang.janitor import janitor
 from nbsgl.lang.params import ALIASES, NAMES, checked
+from nbsgl.lang.program_graph import SubProgram
 from nbsgl.lang.state import ProgramState
+from nbsgl.lang.trace import current, trace_program
+
+if TYPE_CHECKING:
+    from nbsgl.lang.trace import Trace
 
 logger = logging.getLogger("nbsgl")
 
@@ -63,6 +68,9 @@ class SglFunction:
         self.arg_defaults: tuple[Any, ...] = spec.defaults or ()
         self._keyword_names = {*self.arg_names, *spec.kwonlyargs}
         self._takes_any_keyword = spec.varkw is not None
+        optional = self.arg_names[len(self.arg_names) - len(self.arg_defaults) :]
+        self._defaults = {**dict(zip(optional, self.arg_defaults, strict=True)), **(spec.kwonlydefaults or {})}
+        self._required = [name for name in [*self.arg_names, *spec.kwonlyargs] if name not in self._defaults]
         self.__doc__, self.__name__ = func.__doc__, self.name
         self.__wrapped__ = func
 
@@ -98,6 +106,9 @@ class SglFunction:
         """
         swallowed = {name: value for name, value in kwargs.items() if name in RUN_PARAMETERS}
         arguments = {name: value for name, value in kwargs.items() if name not in RUN_PARAMETERS}
+        if current() is not None:
+            traced: ProgramState = self._traced(args, arguments, SubProgram(self.name, checked(swallowed), seed))
+            return traced
         job = Job(self, checked(swallowed), seed, deadline_s, stream, eager=not use_thread)
         try:
             return job.run(default.resolve(backend), 0, args, arguments)
@@ -139,6 +150,8 @@ class SglFunction:
         if num_threads != "auto" and not is_count:
             raise ParameterError(name="num_threads", value=num_threads, allowed='"auto" or an int >= 1')
         rows = [self._as_keywords(row) for row in batch_kwargs]
+        if current() is not None:
+            return [self._traced((), row, SubProgram(self.name, checked(sampling), seed)) for row in rows]
         job = Job(self, checked(sampling), seed, deadline_s, stream=False)
         if not rows:
             return iter(()) if generator_style else []
@@ -146,6 +159,29 @@ class SglFunction:
         batch = Batch(job, default.resolve(backend), rows, count, on_error)
         states = batch.states(progress_bar)
         return states if generator_style else list(states)
+
+    def trace(self, strict: bool = True, backend: Any = None, **known: Any) -> Trace:
+        """Run the body once with symbols for unknown arguments and all variables; nothing is sent.
+
+        Symbols may be concatenated, appended and passed on; what needs a value raises `TraceError` at its line, or with
+        `strict=False` ends the trace there (`.complete`, `.stopped_at`).  A default counts as known.  With a backend,
+        roles are checked against its template, and `.explain()` can count tokens.
+        """
+        return trace_program(self, None if backend is None else default.resolve(backend), strict, known)
+
+    def traced_arguments(self, known: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """The arguments with a value (given, bound or by default), and the names of the others."""
+        unknown = known.keys() - self._keyword_names
+        if unknown and not self._takes_any_keyword:
+            raise ProgramError(f"{self.name} has no argument {sorted(unknown)}; it has {self.arg_names}.")
+        arguments = {**self._defaults, **self.merged(known)}
+        return arguments, [name for name in self._required if name not in arguments]
+
+    def _traced(self, args: Sequence[Any], kwargs: Mapping[str, Any], called: SubProgram) -> Any:
+        """A call inside a trace: its branch belongs to that trace, and its state is a `TraceState`."""
+        recorder = current()
+        assert recorder is not None
+        return recorder.call(self, args, kwargs, called)
 
     def _as_keywords(self, row: Any) -> dict[str, Any]:
         if isinstance(row, Mapping):

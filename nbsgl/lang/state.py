@@ -446,6 +446,15 @@ class ProgramState:
                 span.end = len(self.branch.items)
             self.executor.wake_all()
 
+    @contextmanager
+    def movable(self) -> Iterator[None]:
+        """The text added inside may stand before or after that of neighbouring blocks of this kind.
+
+        A plain run leaves it where it is; `compile` moves blocks that are the same in every call to the front, so that
+        more of the prompt is shared.
+        """
+        yield
+
     # ---- fork, join --------------------------------------------------------------------------------------------------
 
     def fork(self, size: int = 1, position_ids_offset: Any = None) -> ProgramStateGroup:
