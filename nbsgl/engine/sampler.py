@@ -48,10 +48,11 @@ class Drawn:
 class Sampler:
     """Draws one token per row; holds the penalties' state.
 
-    `last_tokens` (int32 or int64) is the runner's buffer by page-table row: read, never written.
+    `last_tokens` (int32 or int64) is the runner's buffer by page-table row: read, never written.  With `invariant` a
+    line's draw does not depend on the other lines, to the last bit.
     """
 
-    def __init__(self, vocab_size: int, device: torch.device, last_tokens: Tensor) -> None:
+    def __init__(self, vocab_size: int, device: torch.device, last_tokens: Tensor, *, invariant: bool = False) -> None:
         self.vocab_size, self.device, self.last_tokens = vocab_size, device, last_tokens
         self.penalties = Penalties(vocab_size, device)
         self.ids = torch.arange(vocab_size, dtype=torch.int32, device=device)
@@ -61,7 +62,7 @@ class Sampler:
         if has_kernels(device):
             from nbsgl.engine.cuda.sampling import KernelSampling
 
-            self.kernels = KernelSampling(vocab_size, device, last_tokens, self.penalties)
+            self.kernels = KernelSampling(vocab_size, device, last_tokens, self.penalties, invariant=invariant)
 
     def draw(self, logits: Tensor, rows: Sequence[Row]) -> Drawn:
         """Draw a token for each row from its line of the logits `[rows, vocab]`, of any float type.

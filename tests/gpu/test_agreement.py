@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from nbsgl.engine.loader import LoadedModel
+from nbsgl.errors import EngineStartFailed
 from tests.gpu.compare import assert_agree, assert_greedy, assert_scores
 from tests.gpu.harness import FLASHINFER, ON_CARD, ON_CPU, Answer, Ask, Server, load_model, make_model
 
@@ -158,7 +159,12 @@ def test_many_that_share_a_prefix(load_of: Load, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("family", FAMILIES)
 def test_cache_in_fp8(load_of: Load, family: str, backend: str) -> None:
     """e4m3 keeps 3 bits of a mantissa: log-probabilities move by 0.03 in the mean, by 0.05 in an answer's."""
-    loaded = load_of(family, backend, kv_cache_dtype="fp8_e4m3")
+    try:
+        loaded = load_of(family, backend, kv_cache_dtype="fp8_e4m3")
+    except EngineStartFailed as error:
+        if error.stage != "attention":
+            raise
+        pytest.skip(str(error))  # kernels that are neither built ahead nor may be compiled here
     assert loaded.runner.cache.k[0].dtype == torch.float8_e4m3fn
     asks = [replace(ask, fork_at=len(ask.prompt) // 2) for ask in questions(with_logprobs=True)]
     answers = Server(loaded).run(asks)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Sequence
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from nbsgl.engine.attention.paged import Layout
 from nbsgl.engine.attention.triton_paged import TritonAttention
 from nbsgl.engine.batch import Batch, Row, RowResult
 from nbsgl.engine.cuda import dense
+from nbsgl.engine.cuda.graphs import GraphKey, way_of
 from nbsgl.engine.cuda.runner import CudaRunner
 from nbsgl.engine.kv_cache import KVCache
 from nbsgl.engine.loader import LoadedModel
@@ -150,10 +154,51 @@ def test_fused_runner_answers_as_the_plain_one(loaded: LoadedModel, deterministi
     assert_same(some_steps(cuda_runner(loaded, deterministic=deterministic)), expected)
 
 
+class Recorded:
+    """`Graphs` without a device: a graph is what was recorded, carried out again."""
+
+    def __init__(self) -> None:
+        self.found: dict[GraphKey, list[SimpleNamespace]] = {}
+        self.replayed: set[GraphKey] = set()
+
+    def find(self, key: GraphKey) -> list[SimpleNamespace] | None:
+        return self.found.get(key)
+
+    def capture(self, key: GraphKey, parts: Sequence[Callable[[], None]]) -> list[SimpleNamespace]:
+        for run in parts:
+            run()  # over padding
+        self.found[key] = [SimpleNamespace(replay=partial(self._replay, key, run)) for run in parts]
+        return self.found[key]
+
+    def _replay(self, key: GraphKey, run: Callable[[], None]) -> None:
+        self.replayed.add(key)
+        run()
+
+    def forget(self) -> None:
+        self.found.clear()
+
+
+def test_padded_steps_and_steps_in_pieces_answer_as_the_plain_one(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with graphs: what they read lies where it lay, sizes are padded, attention stands between the pieces."""
+    from nbsgl.engine.cuda import runner as module
+
+    monkeypatch.setattr(module, "MAX_SMALL_READS", 900)  # the second step's extends beside a decode are in pieces
+    loaded.runner.forget()
+    expected = some_steps(loaded.runner)
+    runner = cuda_runner(loaded)
+    runner.use_graphs, runner.graphs = True, Recorded()
+    runner.buffers = runner._make_buffers()
+    assert_same(some_steps(runner), expected)
+    assert {key.way for key in runner.graphs.replayed} == set(module.Way)
+    pieces = [graphs for key, graphs in runner.graphs.found.items() if key.way is module.Way.PIECES]
+    assert {len(graphs) for graphs in pieces} == {loaded.runner.model.config.num_layers + 1}
+
+
 def test_one_and_few_ways_answer_as_the_plain_one(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """The ways that only graphs take on a GPU, taken kernel by kernel."""
     from nbsgl.engine.cuda import runner as module
-    from nbsgl.engine.cuda.graphs import way_of
 
     loaded.runner.forget()
     expected = some_steps(loaded.runner)
@@ -169,7 +214,7 @@ def test_one_and_few_ways_answer_as_the_plain_one(loaded: LoadedModel, monkeypat
 
     monkeypatch.setattr(type(runner.forward), "hidden", by_way)
     assert_same(some_steps(runner), expected)
-    assert set(taken) == set(module.Way)
+    assert set(taken) == {module.Way.ONE, module.Way.FEW, module.Way.ANY}
 
 
 def test_prompts_that_begin_are_attended_without_the_cache(

@@ -24,6 +24,7 @@ from nbsgl.engine.kernels.gemv import gemv
 from nbsgl.engine.kernels.rope_kv import rope_kv
 from nbsgl.engine.kv_cache import KVCache
 from nbsgl.engine.layers.linear import Linear
+from nbsgl.engine.layers.norm import Norm
 from nbsgl.engine.layers.rope import Rope
 from nbsgl.engine.models.decoder import Decoder, Layer
 
@@ -38,6 +39,7 @@ class Way(Enum):
     ONE = auto()  # a single decoding token
     FEW = auto()  # at most MAX_FUSED decoding tokens, each of its own sequence
     ANY = auto()  # any tokens; the attention backend has been planned
+    PIECES = auto()  # the same, in pieces between which the host launches the attention
 
 
 @dataclass(slots=True)
@@ -50,6 +52,19 @@ class Hidden:
     residual: Tensor
     added: Tensor | None
     index: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Buffers:
+    """What the pieces of a step hand on: the stream `[tokens, hidden]`; q, mixed `[tokens, heads, head_dim]`."""
+
+    residual: Tensor
+    q: Tensor
+    mixed: Tensor
+
+    def of(self, num_tokens: int) -> Buffers:
+        """Those of the first tokens."""
+        return Buffers(self.residual[:num_tokens], self.q[:num_tokens], self.mixed[:num_tokens])
 
 
 @dataclass(slots=True)
@@ -77,7 +92,7 @@ class Forward:
         model = self.model
         self.dense = dense
         residual = self._empty(inputs.tokens.shape[0], model.config.hidden_size)
-        embed(inputs.tokens, inputs.rows, self.last_tokens, model.embedding, residual, pdl=self.pdl)
+        self._embed(inputs, residual)
         if way is Way.ONE:
             self._one(inputs, residual)
             return Hidden(residual, None, inputs.index)
@@ -100,8 +115,31 @@ class Forward:
             gemv(model.head.weight, hidden.residual[0], out[0], norm_weight=norm.weight, eps=norm.eps, pdl=self.pdl)
             return
         normed = self._empty(index.shape[0], model.config.hidden_size)
-        rmsnorm_rows(hidden.added, hidden.residual, index, norm.weight, norm.eps, normed, pdl=self.pdl)
+        rows = hidden.added, hidden.residual, index
+        rmsnorm_rows(*rows, norm.weight, norm.eps, normed, pdl=self.pdl, invariant=self.deterministic)
         self._matmul(model.head, normed, out)
+
+    def piece(self, layer_idx: int, inputs: DeviceInputs, buffers: Buffers) -> None:
+        """What lies before the attention of a layer, from that of the layer before, whose result is in `buffers.mixed`.
+
+        Leaves queries in `buffers.q`, keys and values in the cache.
+        """
+        added: Tensor | None = None
+        if layer_idx:
+            added = self._mlp_of(buffers, layer_idx - 1)
+        else:
+            self._embed(inputs, buffers.residual)
+        layer = self.model.layers[layer_idx]
+        self.dense = ()
+        self._rotate(layer_idx, layer, self._qkv(layer, added, buffers.residual), inputs, buffers.q)
+
+    def last_piece(self, inputs: DeviceInputs, buffers: Buffers) -> Hidden:
+        """What lies behind the last attention."""
+        return Hidden(buffers.residual, self._mlp_of(buffers, len(self.model.layers) - 1), inputs.index)
+
+    def _mlp_of(self, buffers: Buffers, layer_idx: int) -> Tensor:
+        mixed = buffers.mixed.view(buffers.mixed.shape[0], -1)
+        return self._mlp(self.model.layers[layer_idx], mixed, buffers.residual)
 
     # ---- one token -----------------------------------------------------------------------------------------------
 
@@ -140,19 +178,24 @@ class Forward:
         attend: Callable[[int, Layer, Tensor, DeviceInputs], Tensor],
     ) -> Tensor:
         """What the layer's attention mixes, `[num_tokens, heads * head_dim]`; `added` goes to the stream before."""
-        normed = torch.empty_like(residual)
-        add_rmsnorm(added, residual, layer.input_norm.weight, layer.input_norm.eps, normed, pdl=self.pdl)
+        return attend(idx, layer, self._qkv(layer, added, residual), inputs)
+
+    def _qkv(self, layer: Layer, added: Tensor | None, residual: Tensor) -> Tensor:
+        normed = self._normed(layer.input_norm, added, residual)
         qkv = self._with_room(normed.shape[0], layer.qkv.weight.shape[0])
-        return attend(idx, layer, self._matmul(layer.qkv, normed, qkv), inputs)
+        return self._matmul(layer.qkv, normed, qkv)
+
+    def _normed(self, norm: Norm, added: Tensor | None, residual: Tensor) -> Tensor:
+        normed = torch.empty_like(residual)
+        add_rmsnorm(added, residual, norm.weight, norm.eps, normed, pdl=self.pdl, invariant=self.deterministic)
+        return normed
 
     def _mlp(self, layer: Layer, mixed: Tensor, residual: Tensor) -> Tensor:
         """The rest of the layer: what is to be added to the stream next."""
-        pdl, normed = self.pdl, torch.empty_like(residual)
-        added = self._matmul(layer.o, mixed)
-        add_rmsnorm(added, residual, layer.post_norm.weight, layer.post_norm.eps, normed, pdl=pdl)
+        normed = self._normed(layer.post_norm, self._matmul(layer.o, mixed), residual)
         gate_up = self._matmul(layer.gate_up, normed)
         active = self._empty(residual.shape[0], self.model.config.intermediate_size)
-        silu_mul(gate_up, active, pdl=pdl)
+        silu_mul(gate_up, active, pdl=self.pdl)
         return self._matmul(layer.down, active)
 
     def _attend_few(self, idx: int, layer: Layer, qkv: Tensor, inputs: DeviceInputs) -> Tensor:
@@ -163,6 +206,16 @@ class Forward:
     def _attend_any(self, idx: int, layer: Layer, qkv: Tensor, inputs: DeviceInputs) -> Tensor:
         c, num_tokens = self.model.config, qkv.shape[0]
         q = self._with_room(num_tokens, c.num_heads, c.head_dim)
+        self._rotate(idx, layer, qkv, inputs, q)
+        mixed = self._mixed_dense(q, qkv) if self.dense else torch.empty_like(q)
+        num_others = self.dense[0].begin if self.dense else num_tokens
+        if num_others:
+            self.attention.attend(idx, q[:num_others], mixed[:num_others])
+        return mixed.view(num_tokens, -1)
+
+    def _rotate(self, idx: int, layer: Layer, qkv: Tensor, inputs: DeviceInputs, q: Tensor) -> None:
+        """Rotated queries to `q`; rotated keys and values to the cache."""
+        c = self.model.config
         rope_kv(
             qkv,
             q,
@@ -180,11 +233,6 @@ class Forward:
             keeps_k=bool(self.dense),
             pdl=self.pdl,
         )
-        mixed = self._mixed_dense(q, qkv) if self.dense else torch.empty_like(q)
-        num_others = self.dense[0].begin if self.dense else num_tokens
-        if num_others:
-            self.attention.attend(idx, q[:num_others], mixed[:num_others])
-        return mixed.view(num_tokens, -1)
 
     def _mixed_dense(self, q: Tensor, qkv: Tensor) -> Tensor:
         """What all tokens get, `[num_tokens, heads, head_dim]`, with the dense groups' rows filled in."""
@@ -230,6 +278,9 @@ class Forward:
         else:
             self.matmul(linear, x, out)
         return out
+
+    def _embed(self, inputs: DeviceInputs, residual: Tensor) -> None:
+        embed(inputs.tokens, inputs.rows, self.last_tokens, self.model.embedding, residual, pdl=self.pdl)
 
     def tune(self, num_rows: int) -> None:
         """Choose how products of so many rows are computed.  Waits for the device."""

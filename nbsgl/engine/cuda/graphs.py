@@ -1,4 +1,4 @@
-"""CUDA graphs of whole steps, by way and padded size.
+"""CUDA graphs of whole steps, by way and padded size, and of the pieces between a step's attentions.
 
 A graph reads its inputs from the input block and writes to the runner's own buffers, so graphs share one memory pool:
 they never run at the same time, and nothing inside one is read after it.
@@ -6,10 +6,12 @@ they never run at the same time, and nothing inside one is read after it.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
+import warnings
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,21 +22,27 @@ log = logging.getLogger("nbsgl")
 
 MAX_BUCKET = 512
 # up to 160 tokens padding is nearly free (performance.md 4.2); beyond, a step costs 20 us a token
-SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 144, *range(160, MAX_BUCKET + 1, 16))
+PIECES_STEP = 32
+SIZES: tuple[int, ...] = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 144, *range(160, MAX_BUCKET + 1, 16))
 
 
 @dataclass(frozen=True, slots=True)
 class GraphKey:
-    """`num_tokens` is the padded size; `draws`: the graph ends with the plain draw, else with the logits."""
+    """`num_tokens` is the padded size; `draws`: the last graph ends with the plain draw, else with the logits."""
 
     way: Way
     num_tokens: int
     draws: bool
 
 
-def bucket_of(num_tokens: int) -> int | None:
-    """The padded size of a step of so many tokens; None beyond the largest."""
-    return SIZES[bisect_left(SIZES, num_tokens)] if num_tokens <= MAX_BUCKET else None
+def bucket_of(num_tokens: int) -> int:
+    """The padded size of a step of so many tokens, at most MAX_BUCKET."""
+    return SIZES[bisect_left(SIZES, num_tokens)]
+
+
+def pieces_bucket_of(num_tokens: int) -> int:
+    """The padded size of a step in pieces: coarser, there are as many graphs to a size as layers."""
+    return -(-num_tokens // PIECES_STEP) * PIECES_STEP
 
 
 def way_of(num_tokens: int, *, is_decode: bool) -> Way:
@@ -45,41 +53,61 @@ def way_of(num_tokens: int, *, is_decode: bool) -> Way:
 
 
 class Graphs:
-    """Captures a step when it is first needed, and replays it."""
+    """What was captured: a step's graph, or its graphs from each attention to the next."""
 
     def __init__(self) -> None:
-        self._graphs: dict[GraphKey, torch.cuda.CUDAGraph] = {}
-        self._pool = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream()
+        self._graphs: dict[GraphKey, list[torch.cuda.CUDAGraph]] = {}
+        self._pool: tuple[int, int] | None = None  # made by the first capture: nothing here needs a device
+        self._stream: torch.cuda.Stream | None = None
         self.seconds = 0.0  # spent capturing
 
     def __len__(self) -> int:
         return len(self._graphs)
 
-    def find(self, key: GraphKey) -> torch.cuda.CUDAGraph | None:
+    def find(self, key: GraphKey) -> list[torch.cuda.CUDAGraph] | None:
         return self._graphs.get(key)
 
-    def capture(self, key: GraphKey, run: Callable[[], None]) -> None:
-        """Run the step once, so that its kernels are loaded, then record it.  Its inputs must be padding.
+    def capture(self, key: GraphKey, parts: Sequence[Callable[[], None]]) -> list[torch.cuda.CUDAGraph]:
+        """A graph of each part, which is run once, so that its kernels are loaded, then recorded.  Inputs are padding.
 
-        Waits for the device.  Raises what `run` raises; the graph is not kept then.
+        Waits for the device.  Raises what a part raises; nothing is kept then.
         """
         begin = time.perf_counter()
+        graphs = []
+        self._stream = self._stream or torch.cuda.Stream()
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
         torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self._stream):  # both times, so that cuBLAS has its workspace before the record
-            run()
-            torch.cuda.synchronize()
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-            try:
+            for run in parts:
                 run()
-            finally:
-                graph.capture_end()
-        self._graphs[key] = graph
+                torch.cuda.synchronize()
+                graphs.append(self._record(run))
+        self._graphs[key] = graphs
         seconds = time.perf_counter() - begin
         self.seconds += seconds
         log.debug("captured %s in %.0f ms", key, seconds * 1e3)
+        return graphs
+
+    def _record(self, run: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+        try:
+            run()
+        except BaseException:
+            self._give_up(graph)
+            raise
+        graph.capture_end()
+        return graph
 
     def forget(self) -> None:
         """Drop all graphs: the memory they read has moved."""
         self._graphs.clear()
+        self._pool = None  # torch refuses to record into a pool that no graph uses any more
+
+    def _give_up(self, graph: torch.cuda.CUDAGraph) -> None:
+        """End a record that has failed; what failed is said by whoever raised it."""
+        with contextlib.suppress(RuntimeError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the graph is empty
+            graph.capture_end()
+        if not self._graphs:
+            self._pool = None

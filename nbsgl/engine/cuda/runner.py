@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,8 +14,17 @@ from nbsgl.engine.attention.shared_prefix import worth_sharing
 from nbsgl.engine.batch import Batch, Row, SharedPrefix
 from nbsgl.engine.cuda.dense import is_there
 from nbsgl.engine.cuda.draws import DrawTable
-from nbsgl.engine.cuda.forward import Forward, Hidden, Way
-from nbsgl.engine.cuda.graphs import MAX_BUCKET, SIZES, GraphKey, Graphs, bucket_of, way_of
+from nbsgl.engine.cuda.forward import Buffers, Forward, Hidden, Way
+from nbsgl.engine.cuda.graphs import (
+    MAX_BUCKET,
+    PIECES_STEP,
+    SIZES,
+    GraphKey,
+    Graphs,
+    bucket_of,
+    pieces_bucket_of,
+    way_of,
+)
 from nbsgl.engine.cuda.inputs import DeviceInputs, InputBlock, Singles, StepTokens, lay_out
 from nbsgl.engine.cuda.matmul import Matmul
 from nbsgl.engine.kernels.decode_attention import DecodeScratch
@@ -27,7 +37,7 @@ from nbsgl.engine.sampler import Drawn, Sampler, logprobs_of
 from nbsgl.engine.transfer import index_of
 
 # An extend goes token by token through a graph if the step reads no more positions than this: about 6 ms of attention
-# on an 8B, as long as the host takes to launch the layers one by one.
+# on an 8B, as long as the host takes to launch a step in pieces.
 MAX_SMALL_READS = 200_000
 MANY_ROWS = 32  # from here on attention begins with the longest, so that no long one is left alone at the end
 
@@ -63,7 +73,7 @@ class CudaRunner:
         self.draw_scratch = DrawScratch(self.max_drawn, self.device)
         self.block = InputBlock(self.max_tokens, self.max_tokens + self.max_drawn, cache.padding_row, self.device)
         self.draws = DrawTable(max_running)
-        self.sampler = Sampler(model.config.vocab_size, self.device, self.last_tokens)
+        self.sampler = Sampler(model.config.vocab_size, self.device, self.last_tokens, invariant=deterministic)
         self.forward = Forward(
             model,
             cache,
@@ -75,7 +85,8 @@ class CudaRunner:
             pdl=is_cuda and torch.cuda.get_device_capability(self.device)[0] >= 9,
             deterministic=deterministic,
         )
-        self.graphs = Graphs() if is_cuda else None
+        self.graphs = Graphs()
+        self.buffers = self._make_buffers()
 
     @torch.inference_mode()
     def launch(self, batch: Batch) -> LaunchedStep:
@@ -90,10 +101,11 @@ class CudaRunner:
             step = self._lay_out(batch.rows, keeps_order=bool(shared))
             drawing = [batch.rows[i] for i in step.drawing]
             is_plain = self.draws.note(drawing)
-            bucket = None if shared else self._bucket(step)
-            if bucket is None:
+            if not self.use_graphs or step.dense or max(step.num_tokens, step.num_wanted) > MAX_BUCKET:
                 return self._launch_eagerly(batch, step, drawing, is_plain, shared)
-            return self._launch_graph(batch, step, drawing, is_plain, bucket)
+            if step.extends or shared:
+                return self._launch_pieces(batch, step, drawing, is_plain, shared)
+            return self._launch_graph(batch, step, drawing, is_plain)
 
     def forget(self) -> None:
         """All rows were taken away: drop what is held per row, and zero the pool (a fault may have left NaN)."""
@@ -122,11 +134,11 @@ class CudaRunner:
         reads = sum(row.num_tokens * (row.start + row.num_tokens) for row in rows)
         return lay_out(rows, Singles.ALL if reads <= MAX_SMALL_READS else Singles.ONES)
 
-    def _bucket(self, step: StepTokens) -> int | None:
-        """The padded size of the graph that the step is to go through; None: launched kernel by kernel."""
-        if not self.use_graphs or step.extends or step.dense:
-            return None
-        return bucket_of(max(step.num_tokens, step.num_wanted))
+    def _make_buffers(self) -> Buffers:
+        c, size = self.model.config, MAX_BUCKET if self.use_graphs else 0
+        residual = torch.zeros((size, c.hidden_size), dtype=self.model.dtype, device=self.device)
+        q, mixed = torch.zeros((2, size, c.num_heads, c.head_dim), dtype=self.model.dtype, device=self.device).unbind(0)
+        return Buffers(residual, q, mixed)
 
     # ---- kernel by kernel ------------------------------------------------------------------------------------------
 
@@ -134,7 +146,7 @@ class CudaRunner:
         self, batch: Batch, step: StepTokens, drawing: list[Row], is_plain: bool, shared: Sequence[SharedPrefix]
     ) -> LaunchedStep:
         inputs = self.block.send(step, batch.rows, self.draws, step.num_tokens, step.num_wanted)
-        self.attention.plan(_layout(step, inputs, shared), is_graph=False)
+        self.attention.plan(_layout(step, inputs, step.num_singles, shared), is_graph=False)
         hidden = self.forward.hidden(Way.ANY, inputs, step.dense)
         num = len(drawing)
         if num:
@@ -162,46 +174,73 @@ class CudaRunner:
 
     # ---- through a graph -------------------------------------------------------------------------------------------
 
-    def _launch_graph(
-        self, batch: Batch, step: StepTokens, drawing: list[Row], is_plain: bool, bucket: int
-    ) -> LaunchedStep:
+    def _launch_graph(self, batch: Batch, step: StepTokens, drawing: list[Row], is_plain: bool) -> LaunchedStep:
+        bucket = bucket_of(max(step.num_tokens, step.num_wanted))
         key = GraphKey(way_of(bucket, is_decode=step.num_tokens == len(batch.rows)), bucket, draws=is_plain)
-        graph = self._ready_graph(key, batch.rows, step)
+        (graph,) = self._ready_graph(key, batch.rows, step)
         graph.replay()
-        ids, drawn = self._drawn(drawing, bucket, is_plain)
-        scored = self._score_logits(batch.rows, step)
-        return LaunchedStep(batch.rows, step.drawing, ids, drawn, scored, self.device)
+        return self._launched(batch, step, drawing, is_plain, bucket)
 
-    def _ready_graph(self, key: GraphKey, rows: list[Row], step: StepTokens) -> torch.cuda.CUDAGraph:
+    def _ready_graph(self, key: GraphKey, rows: list[Row], step: StepTokens) -> list[torch.cuda.CUDAGraph]:
         """Send and plan the step; the graph of that key, captured first if it is new or if what it reads has moved."""
-        assert self.graphs is not None, "only on CUDA"
         while True:
             inputs = self.block.send(step, rows, self.draws, key.num_tokens, key.num_tokens)
             if key.way is Way.ANY:
-                self.attention.plan(_layout(step, inputs), is_graph=True)
+                self.attention.plan(_layout(step, inputs, key.num_tokens), is_graph=True)
                 if self.attention.generation != self._generation:
                     self._generation = self.attention.generation
                     self.graphs.forget()
-            graph = self.graphs.find(key)
-            if graph is not None:
-                return graph
+            graphs = self.graphs.find(key)
+            if graphs is not None:
+                return graphs
             self._capture(key)
 
-    def _capture(self, key: GraphKey) -> None:
-        assert self.graphs is not None, "only on CUDA"
+    def _launch_pieces(
+        self, batch: Batch, step: StepTokens, drawing: list[Row], is_plain: bool, shared: Sequence[SharedPrefix]
+    ) -> LaunchedStep:
+        """Through a graph from each attention to the next; the host launches these, planned for this step alone."""
+        bucket = pieces_bucket_of(max(step.num_tokens, step.num_wanted))
+        key = GraphKey(Way.PIECES, bucket, draws=False)
+        graphs = self.graphs.find(key) or self._capture(key)
+        inputs = self.block.send(step, batch.rows, self.draws, bucket, bucket)
+        self.attention.plan(_layout(step, inputs, step.num_singles, shared), is_graph=False)
+        q, mixed = self.buffers.q[: step.num_tokens], self.buffers.mixed[: step.num_tokens]
+        for idx, graph in enumerate(graphs[:-1]):
+            graph.replay()
+            self.attention.attend(idx, q, mixed)
+        graphs[-1].replay()
+        if drawing and is_plain:
+            self._draw_plain(inputs, bucket)
+        return self._launched(batch, step, drawing, is_plain, bucket)
+
+    def _launched(
+        self, batch: Batch, step: StepTokens, drawing: list[Row], is_plain: bool, bucket: int
+    ) -> LaunchedStep:
+        ids, drawn = self._drawn(drawing, bucket, is_plain)
+        return LaunchedStep(batch.rows, step.drawing, ids, drawn, self._score_logits(batch.rows, step), self.device)
+
+    def _capture(self, key: GraphKey) -> list[torch.cuda.CUDAGraph]:
         if key.way is not Way.ONE:
             self.forward.tune(key.num_tokens)
         inputs = self.block.send_padding(key.num_tokens, key.num_tokens)
         if key.way is Way.ANY:
             self.attention.plan(_padding_layout(inputs), is_graph=True)
+        if key.way is Way.PIECES:
+            layers = range(len(self.model.layers))
+            parts = [partial(self.forward.piece, idx, inputs, self.buffers.of(key.num_tokens)) for idx in layers]
+        else:
+            parts = []
+        return self.graphs.capture(key, [*parts, partial(self._end, key, inputs)])
 
-        def run() -> None:
+    def _end(self, key: GraphKey, inputs: DeviceInputs) -> None:
+        """The step, or its last piece, to the logits or the draw."""
+        if key.way is Way.PIECES:
+            hidden = self.forward.last_piece(inputs, self.buffers.of(key.num_tokens))
+        else:
             hidden = self.forward.hidden(key.way, inputs)
-            self.forward.logits(hidden, 0, key.num_tokens, self.logits[: key.num_tokens])
-            if key.draws:
-                self._draw_plain(inputs, key.num_tokens)
-
-        self.graphs.capture(key, run)
+        self.forward.logits(hidden, 0, key.num_tokens, self.logits[: key.num_tokens])
+        if key.draws:
+            self._draw_plain(inputs, key.num_tokens)
 
     def _score_logits(self, rows: list[Row], step: StepTokens) -> list[list[Scored]]:
         """The same as `_score_hidden`, of logits that a graph has left behind those of the drawing rows."""
@@ -214,16 +253,17 @@ class CudaRunner:
         return scored
 
     def prepare_next(self) -> bool:
-        """For idle moments: capture the next graph that decoding may need, smallest first; False when all are there."""
-        if not self.use_graphs or self.graphs is None:
+        """For idle moments: capture what is missing, decoding first, smallest first; False when all is there."""
+        if not self.use_graphs:
             return False
-        for size in SIZES:
-            key = GraphKey(way_of(size, is_decode=True), size, draws=True)
-            if self.graphs.find(key) is None and size <= bucket_of(min(self.max_running, MAX_BUCKET)):
-                with torch.inference_mode():
-                    self._capture(key)
-                return True
-        return False
+        most = bucket_of(min(self.max_running, MAX_BUCKET))
+        keys = [GraphKey(way_of(size, is_decode=True), size, draws=True) for size in SIZES if size <= most]
+        keys += [GraphKey(Way.PIECES, size, draws=False) for size in range(PIECES_STEP, MAX_BUCKET + 1, PIECES_STEP)]
+        missing = next((key for key in keys if self.graphs.find(key) is None), None)
+        if missing is not None:
+            with torch.inference_mode():
+                self._capture(missing)
+        return missing is not None
 
     # ---- drawing and scoring ---------------------------------------------------------------------------------------
 
@@ -261,15 +301,13 @@ class CudaRunner:
         return Scored(is_finite, *logprobs_of(logits, nexts, row.score_top))
 
 
-def _layout(step: StepTokens, inputs: DeviceInputs, shared: Sequence[SharedPrefix] = ()) -> Layout:
-    """The step's tokens for the attention backend; singles are padded if the inputs are."""
-    has_extends = step.extends or step.dense
-    num = step.num_singles if has_extends else len(inputs.rows_on_host)  # no extends: maybe padded
+def _layout(step: StepTokens, inputs: DeviceInputs, num_singles: int, shared: Sequence[SharedPrefix] = ()) -> Layout:
+    """The step's tokens for the attention backend; more singles than the step has are padding."""
     return Layout(
-        rows=inputs.rows_on_host[:num],
-        kv_lens=inputs.kv_lens_on_host[:num],
-        rows_on=inputs.rows[:num],
-        kv_lens_on=inputs.kv_lens[:num],
+        rows=inputs.rows_on_host[:num_singles],
+        kv_lens=inputs.kv_lens_on_host[:num_singles],
+        rows_on=inputs.rows[:num_singles],
+        kv_lens_on=inputs.kv_lens[:num_singles],
         extends=step.extends,
         shared=shared,
     )

@@ -40,8 +40,16 @@ class _Edits:
 class KernelSampling:
     """Draws for `Sampler` on CUDA; the penalties' state is the sampler's."""
 
-    def __init__(self, vocab_size: int, device: torch.device, last_tokens: Tensor, penalties: Penalties) -> None:
-        self.vocab_size, self.device = vocab_size, device
+    def __init__(
+        self,
+        vocab_size: int,
+        device: torch.device,
+        last_tokens: Tensor,
+        penalties: Penalties,
+        *,
+        invariant: bool = False,
+    ) -> None:
+        self.vocab_size, self.device, self.invariant = vocab_size, device, invariant
         self.last_tokens, self.penalties = last_tokens, penalties
         self.pdl = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
         self._reserve(MAX_LINES)
@@ -67,7 +75,7 @@ class KernelSampling:
         return tokens, out[1]
 
     def _reserve(self, num_lines: int) -> None:
-        self.scratch = DrawScratch(num_lines, self.device)
+        self.scratch = DrawScratch(num_lines, self.device, invariant=self.invariant)
         self.zeros = torch.zeros(num_lines, dtype=torch.int32, device=self.device)
 
     # ---- the draw --------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 BLOCK = 1024
 NUM_WARPS = 4  # 8 scores a thread: one 16-byte load of bf16
 MAX_SPLITS = 128
+INVARIANT_ROWS = 64
 PROGRAMS = 2048  # wanted in all: two waves of 4-warp programs on 132 SMs
 
 SMALL_V = tl.constexpr(1.0 / 16)  # below it 1 - v has lost too many digits for log(1 - v)
@@ -38,15 +39,19 @@ class DrawScratch:
     `floats`, `ints` `[4, max_rows, MAX_SPLITS]`: one number of each program in each plane.
     `arrived` int32 `[max_rows]`: programs that have finished; zero between launches.
     `cut_ids`, `cut_xs`, `tops`, `totals` `[max_rows]`: a filtered row's state (`nucleus.py`).
+    With `invariant` a row is cut into the same parts however many rows there are: their masses add up the same.
     """
 
-    def __init__(self, max_rows: int, device: torch.device) -> None:
-        self.max_rows = max_rows
+    def __init__(self, max_rows: int, device: torch.device, *, invariant: bool = False) -> None:
+        self.max_rows, self.invariant = max_rows, invariant
         self.floats = torch.zeros((4, max_rows, MAX_SPLITS), dtype=torch.float32, device=device)
         self.ints = torch.zeros((4, max_rows, MAX_SPLITS), dtype=torch.int32, device=device)
         self.arrived = torch.zeros(max_rows, dtype=torch.int32, device=device)
         self.cut_ids = torch.zeros(max_rows, dtype=torch.int32, device=device)
         self.cut_xs, self.tops, self.totals = torch.zeros((3, max_rows), dtype=torch.float32, device=device).unbind(0)
+
+    def splits_of(self, num_rows: int, vocab: int) -> tuple[int, int]:
+        return splits_of(INVARIANT_ROWS if self.invariant else num_rows, vocab)
 
 
 def splits_of(num_rows: int, vocab: int) -> tuple[int, int]:
@@ -76,7 +81,7 @@ def draw(
     last_tokens[rows[i]] = token of line i where flags[i] != 0.
     """
     num_rows, vocab = logits.shape
-    splits, chunk = splits_of(num_rows, vocab)
+    splits, chunk = scratch.splits_of(num_rows, vocab)
     _draw[(splits, num_rows)](
         logits,
         temperatures,

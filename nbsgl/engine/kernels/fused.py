@@ -110,16 +110,39 @@ def embed(tokens: Tensor, rows: Tensor, last_tokens: Tensor, table_weight: Tenso
     )
 
 
-def add_rmsnorm(x: Tensor | None, residual: Tensor, weight: Tensor, eps: float, out: Tensor, *, pdl: bool) -> None:
-    """residual += x, in place (None: nothing to add); out = rmsnorm(residual) * weight; all `[num_rows, hidden]`."""
-    _norm(x, residual, None, weight, eps, out, pdl)
+def add_rmsnorm(
+    x: Tensor | None,
+    residual: Tensor,
+    weight: Tensor,
+    eps: float,
+    out: Tensor,
+    *,
+    pdl: bool,
+    invariant: bool = False,
+) -> None:
+    """residual += x, in place (None: nothing to add); out = rmsnorm(residual) * weight; all `[num_rows, hidden]`.
+
+    With `invariant` a row is the same to the last bit however many there are.
+    """
+    _norm(x, residual, None, weight, eps, out, pdl, invariant)
 
 
 def rmsnorm_rows(
-    x: Tensor | None, residual: Tensor, index: Tensor, weight: Tensor, eps: float, out: Tensor, *, pdl: bool
+    x: Tensor | None,
+    residual: Tensor,
+    index: Tensor,
+    weight: Tensor,
+    eps: float,
+    out: Tensor,
+    *,
+    pdl: bool,
+    invariant: bool = False,
 ) -> None:
-    """out[i] = rmsnorm(residual[index[i]] + x[index[i]]) * weight; `index` int32 `[n]`; x, residual: only read."""
-    _norm(x, residual, index, weight, eps, out, pdl)
+    """out[i] = rmsnorm(residual[index[i]] + x[index[i]]) * weight; `index` int32 `[n]`; x, residual: only read.
+
+    `invariant` as for `add_rmsnorm`.
+    """
+    _norm(x, residual, index, weight, eps, out, pdl, invariant)
 
 
 def silu_mul(x: Tensor, out: Tensor, *, pdl: bool) -> None:
@@ -147,11 +170,18 @@ def variants(shape: ModelShape, card: Card) -> Iterator[Variant]:
 
 
 def _norm(
-    x: Tensor | None, residual: Tensor, index: Tensor | None, weight: Tensor, eps: float, out: Tensor, pdl: bool
+    x: Tensor | None,
+    residual: Tensor,
+    index: Tensor | None,
+    weight: Tensor,
+    eps: float,
+    out: Tensor,
+    pdl: bool,
+    invariant: bool,
 ) -> None:
     num_rows, hidden = out.shape
     padded = triton.next_power_of_2(hidden)
-    warps = norm_warps(num_rows)
+    warps = norm_warps(1 if invariant else num_rows)  # the warps decide in which order a row is summed up
     norm_kernel[(num_rows,)](x, residual, index, weight, eps, out, hidden, padded, pdl, num_warps=warps, **_extra(pdl))
 
 

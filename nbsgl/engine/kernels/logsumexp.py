@@ -16,10 +16,16 @@ if TYPE_CHECKING:
     from nbsgl.engine.kernels.aot import Card, ModelShape, Variant
 
 
+AS_OF_ROWS = 64  # a line is summed up in the same parts however many there are: 32 of 4,096 logits
+
+
 def logsumexp(logits: Tensor) -> Tensor:
-    """float32 `[n]` of logits `[n, vocab]` (unit stride along vocab); allocates that and up to 128 numbers a line."""
+    """float32 `[n]` of logits `[n, vocab]` (unit stride along vocab); allocates that and up to 128 numbers a line.
+
+    A line's result does not depend on the others, to the last bit.
+    """
     num_rows, vocab = logits.shape
-    splits, chunk = splits_of(num_rows, vocab)
+    splits, chunk = splits_of(AS_OF_ROWS, vocab)
     parts = torch.empty((num_rows, splits), dtype=torch.float32, device=logits.device)
     _parts[(splits, num_rows)](logits, parts, logits.stride(0), vocab, chunk, BLOCK=BLOCK, num_warps=NUM_WARPS)
     return parts.logsumexp(-1)

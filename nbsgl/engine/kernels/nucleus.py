@@ -40,7 +40,6 @@ from nbsgl.engine.kernels.draw import (
     int_type,
     is_last_program,
     log_exponentials,
-    splits_of,
 )
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ def draw_filtered(
     at least min_p times the best one's; the first is always in.
     """
     num_rows, vocab = logits.shape
-    splits, chunk = splits_of(num_rows, vocab)
+    splits, chunk = scratch.splits_of(num_rows, vocab)
     s = scratch
     plane, line_stride = s.max_rows * MAX_SPLITS, logits.stride(0)
     state = (s.cut_ids, s.cut_xs, s.tops, s.totals)
