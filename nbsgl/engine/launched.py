@@ -13,6 +13,8 @@ from nbsgl.engine.batch import Row, RowResult, StepOutOfMemory
 from nbsgl.engine.sampler import Drawn
 from nbsgl.engine.transfer import to_host
 
+NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
 
 @dataclass(slots=True)
 class Scored:
@@ -102,11 +104,14 @@ def memory_errors(device: torch.device) -> Iterator[None]:
     """Turn running out of memory into StepOutOfMemory, with the allocator's cache emptied."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         if device.type == "cuda":
             torch.cuda.empty_cache()
         raise StepOutOfMemory(str(error)[:200]) from error
-    except RuntimeError as error:
-        if "not enough memory" not in str(error) and "can't allocate memory" not in str(error):
-            raise
-        raise StepOutOfMemory(str(error)[:200]) from error
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether it says so: torch's allocators, the driver (graphs, modules) and cuBLAS have words of their own."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(words in str(error) for words in NO_MEMORY)

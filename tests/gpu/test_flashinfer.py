@@ -134,6 +134,18 @@ def test_singles_and_extends_agree_with_float32(model: str, page_size: int) -> N
         case.check_planned(layout)
 
 
+@pytest.mark.parametrize("page_size", [1, 16])
+@pytest.mark.parametrize("model", MODELS)
+def test_few_tokens_of_a_long_context_are_cut_into_parts(model: str, page_size: int) -> None:
+    """Beside decodes, as a long prompt is computed under a small budget."""
+    case = Case(model, page_size)
+    layout = layout_of([1, 2, 3], [70, 2_048, 5], [ExtendSpan(40, 100, 2_048)])
+    case.spoil(layout)
+    case.attend.plan(layout, is_graph=False)
+    assert [call for call, _, _ in case.attend._parts] == [case.attend._singles, case.attend._few_extends]
+    case.check_planned(layout)
+
+
 def test_hopper_extends_with_fa3() -> None:
     major, _ = torch.cuda.get_device_capability()
     assert Case("llama-8b").attend._extends.backend == ("fa3" if major == 9 else "fa2")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -92,10 +93,12 @@ def test_out_of_memory_leaves_the_runner_usable(tmp_path: Path, monkeypatch: pyt
             return works(*given)
         return torch.empty(1 << 50, device="cuda")
 
+    # without room for a graph the step goes kernel by kernel
+    failure = nullcontext() if where == "within a capture" else pytest.raises(StepOutOfMemory)
     with monkeypatch.context() as patched:
         patched.setattr(owner, name, fails)
-        with pytest.raises(StepOutOfMemory):
-            runner.launch(Batch([Row(0, 0, 3, [1, 2, 3], 0, range(3), params=GREEDY)]))
+        with failure:
+            runner.launch(Batch([Row(0, 0, 3, [1, 2, 3], 0, range(3), params=GREEDY)])).result()
     result = runner.launch(Batch([Row(0, 0, 3, [1, 2, 3], 0, range(3), params=GREEDY)])).result()[0]
     assert result.is_finite
     assert result.token == Server(loaded).run([Ask([1, 2, 3], max_tokens=1)])[0].tokens[0]

@@ -377,12 +377,12 @@ def test_a_prefix_shorter_than_a_page_is_not_shared() -> None:
     assert (requests.qo_indptr.tolist(), requests.starts.tolist()) == ([0, 2], [15, 15])
 
 
-def test_sharing_is_worth_it_from_64_sequences_and_half_the_positions_on() -> None:
+def test_sharing_is_worth_it_from_192_sequences_and_half_the_positions_on() -> None:
     def is_worth(num: int, length: int, own: int) -> bool:
         return worth_sharing(np.full(num, length + own, np.int32), [SharedPrefix(0, num, length)])
 
-    assert is_worth(64, 2048, 80)
-    assert not is_worth(63, 2048, 80), "few sequences: the host would hold them up"
+    assert is_worth(192, 2048, 80)
+    assert not is_worth(191, 2048, 80), "few sequences: the host would hold them up"
     assert is_worth(192, 130, 120), "48,000 positions, 23,170 of them distinct"
     assert not is_worth(192, 100, 100)
     assert not worth_sharing(np.array([5], np.int32), [])

@@ -36,6 +36,8 @@ log = logging.getLogger("nbsgl")
 
 FIRST_REQUESTS = 512  # room in the lists of steps without a graph, grown when needed
 SPLIT_PLAN_BYTES = 2 << 20  # fa2: 24 bytes a tile, 8 a request: 65,536 requests fit
+FA3_TILE = 128  # queries of one head that a program of fa3 takes
+CUT_FROM = 2048  # positions: fewer are soon read
 EXTEND_PLAN_BYTES = 8 << 20  # fa3: 32 bytes a query tile and head; the library's own size
 
 
@@ -90,6 +92,7 @@ class FlashInferAttention:
         try:
             self._singles = self._call(self._memory, "fa2", causal=False)
             self._extends = self._extend_call()
+            self._few_extends = self._call(PlanMemory(SPLIT_PLAN_BYTES, cache.device), "fa2", causal=True)
             self._prefixes = self._call(PlanMemory(SPLIT_PLAN_BYTES, cache.device), "fa2", causal=False)
         except torch.OutOfMemoryError:
             raise
@@ -195,8 +198,14 @@ class FlashInferAttention:
         kv_lens[:] = [extend.kv_len for extend in extends]
         np.cumsum([extend.num_tokens for extend in extends], out=qo_indptr[1:])
         on = to_device(block, self.cache.device, torch.int32)
-        self._extends.plan(on[:num], None, on[num : 2 * num], kv_lens, qo_indptr, on[2 * num :])
-        self._parts.append((self._extends, begin, begin + int(qo_indptr[-1])))
+        call = self._few_extends if self._leaves_idle(extends) else self._extends
+        call.plan(on[:num], None, on[num : 2 * num], kv_lens, qo_indptr, on[2 * num :])
+        self._parts.append((call, begin, begin + int(qo_indptr[-1])))
+
+    def _leaves_idle(self, extends: Sequence[ExtendSpan]) -> bool:
+        """Whether fa3, which cuts no request's positions into parts, has too few programs and these are long."""
+        tiles = sum(-(-extend.num_tokens // FA3_TILE) for extend in extends)
+        return tiles * self.shape.num_heads < self._num_sms and max(e.kv_len for e in extends) >= CUT_FROM
 
     def _plan_shared(self, layout: Layout, requests: PrefixRequests) -> None:
         """Prefixes once each, and each single from its prefix's end on."""

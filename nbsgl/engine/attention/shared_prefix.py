@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from nbsgl.engine.batch import SharedPrefix
 
 # performance.md 4.5: H200, 2048 shared + 80 own: 512 sequences 7.2 ms against 19.1 flat, 32 sequences 0.89 against 1.23
-MIN_SHARING = 64  # below, what the host launches between the graphs takes as long as a step (4 ms for 32 layers)
+MIN_SHARING = 192  # below, launching kernel by kernel takes the host longer than a step (9 ms for 32 layers)
 MIN_SAVED = 2.0  # (positions attended) / (distinct positions)
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from nbsgl.engine.cuda.forward import MAX_FUSED, Way
+from nbsgl.engine.launched import is_out_of_memory
 
 log = logging.getLogger("nbsgl")
 
@@ -52,6 +53,10 @@ def way_of(num_tokens: int, *, is_decode: bool) -> Way:
     return Way.FEW if is_decode and num_tokens <= MAX_FUSED else Way.ANY
 
 
+class NoRoomForGraph(Exception):
+    """The device has no memory for one more graph: the step has to do without."""
+
+
 class Graphs:
     """What was captured: a step's graph, or its graphs from each attention to the next."""
 
@@ -70,7 +75,7 @@ class Graphs:
     def capture(self, key: GraphKey, parts: Sequence[Callable[[], None]]) -> list[torch.cuda.CUDAGraph]:
         """A graph of each part, which is run once, so that its kernels are loaded, then recorded.  Inputs are padding.
 
-        Waits for the device.  Raises what a part raises; nothing is kept then.
+        Waits for the device.  Raises what a part raises, or NoRoomForGraph; nothing is kept then.
         """
         begin = time.perf_counter()
         graphs = []
@@ -81,7 +86,12 @@ class Graphs:
             for run in parts:
                 run()
                 torch.cuda.synchronize()
-                graphs.append(self._record(run))
+                try:
+                    graphs.append(self._record(run))
+                except RuntimeError as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    raise NoRoomForGraph(str(error)[:200]) from error
         self._graphs[key] = graphs
         seconds = time.perf_counter() - begin
         self.seconds += seconds

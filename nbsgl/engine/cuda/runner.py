@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 
@@ -21,6 +22,7 @@ from nbsgl.engine.cuda.graphs import (
     SIZES,
     GraphKey,
     Graphs,
+    NoRoomForGraph,
     bucket_of,
     pieces_bucket_of,
     way_of,
@@ -35,6 +37,8 @@ from nbsgl.engine.layers.rope import Rope
 from nbsgl.engine.models.decoder import Decoder
 from nbsgl.engine.sampler import Drawn, Sampler, logprobs_of
 from nbsgl.engine.transfer import index_of
+
+log = logging.getLogger("nbsgl")
 
 # An extend goes token by token through a graph if the step reads no more positions than this: about 6 ms of attention
 # on an 8B, as long as the host takes to launch a step in pieces.
@@ -101,11 +105,14 @@ class CudaRunner:
             step = self._lay_out(batch.rows, keeps_order=bool(shared))
             drawing = [batch.rows[i] for i in step.drawing]
             is_plain = self.draws.note(drawing)
-            if not self.use_graphs or step.dense or max(step.num_tokens, step.num_wanted) > MAX_BUCKET:
-                return self._launch_eagerly(batch, step, drawing, is_plain, shared)
-            if step.extends or shared:
-                return self._launch_pieces(batch, step, drawing, is_plain, shared)
-            return self._launch_graph(batch, step, drawing, is_plain)
+            if self.use_graphs and not (shared or step.dense or max(step.num_tokens, step.num_wanted) > MAX_BUCKET):
+                launch = self._launch_pieces if step.extends else self._launch_graph
+                try:
+                    return launch(batch, step, drawing, is_plain)
+                except NoRoomForGraph as error:
+                    log.warning("a step goes without a graph: %s", error)
+                    torch.cuda.empty_cache()
+            return self._launch_eagerly(batch, step, drawing, is_plain, shared)
 
     def forget(self) -> None:
         """All rows were taken away: drop what is held per row, and zero the pool (a fault may have left NaN)."""
@@ -195,15 +202,13 @@ class CudaRunner:
                 return graphs
             self._capture(key)
 
-    def _launch_pieces(
-        self, batch: Batch, step: StepTokens, drawing: list[Row], is_plain: bool, shared: Sequence[SharedPrefix]
-    ) -> LaunchedStep:
+    def _launch_pieces(self, batch: Batch, step: StepTokens, drawing: list[Row], is_plain: bool) -> LaunchedStep:
         """Through a graph from each attention to the next; the host launches these, planned for this step alone."""
         bucket = pieces_bucket_of(max(step.num_tokens, step.num_wanted))
         key = GraphKey(Way.PIECES, bucket, draws=False)
         graphs = self.graphs.find(key) or self._capture(key)
         inputs = self.block.send(step, batch.rows, self.draws, bucket, bucket)
-        self.attention.plan(_layout(step, inputs, step.num_singles, shared), is_graph=False)
+        self.attention.plan(_layout(step, inputs, step.num_singles), is_graph=False)
         q, mixed = self.buffers.q[: step.num_tokens], self.buffers.mixed[: step.num_tokens]
         for idx, graph in enumerate(graphs[:-1]):
             graph.replay()
@@ -260,10 +265,14 @@ class CudaRunner:
         keys = [GraphKey(way_of(size, is_decode=True), size, draws=True) for size in SIZES if size <= most]
         keys += [GraphKey(Way.PIECES, size, draws=False) for size in range(PIECES_STEP, MAX_BUCKET + 1, PIECES_STEP)]
         missing = next((key for key in keys if self.graphs.find(key) is None), None)
-        if missing is not None:
+        if missing is None:
+            return False
+        try:
             with torch.inference_mode():
                 self._capture(missing)
-        return missing is not None
+        except NoRoomForGraph:
+            return False
+        return True
 
     # ---- drawing and scoring ---------------------------------------------------------------------------------------
 
