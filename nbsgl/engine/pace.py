@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-LEAST, MOST = 256, 2048  # with fewer, weights are read for too few rows; 2,048 hold others up for 49 ms (H200, 8B)
+LEAST, MOST = 128, 2048  # with fewer, weights are read for too few rows; 2,048 hold others up for 49 ms (H200, 8B)
 STRETCH = 2.5  # a step may take so many times what it takes with its decodes alone
 RECENT_STEPS, ENOUGH_STEPS = 8, 4
 RECENT_COSTS = 3  # the cost grows with the context: an old one is a wrong one

@@ -110,7 +110,7 @@ def test_the_pace_follows_the_cost_both_ways() -> None:
     bench.steps(20)
     bench.prefill(2)
     chunks = [chunk for chunk in bench.chunks if chunk]
-    assert max(chunks) == 1088  # 1.5 * 15 ms / 20 us, in steps of 64
+    assert max(chunks) == 1120  # 1.5 * 15 ms / 20 us, in steps of 32
     assert chunks[-2] == 576  # the same at nearly 40 us
     bench.prefill(3)
     assert max(bench.chunks) == 1088
@@ -139,7 +139,7 @@ def test_prompts_let_in_beside_a_stream_obey_the_same_bound() -> None:
         bench.engine.add(seq, forced(*[seq % 14, seq // 14] * 150), greedy(1))
     while bench.engine.scheduler.waiting:
         bench.step()
-    assert bench.chunks[20] == 512  # nothing learnt yet
+    assert bench.chunks[20] == 2 * LEAST  # nothing learnt yet
     assert max(bench.chunks) <= 512 + 512 // 16
 
 
@@ -170,7 +170,7 @@ def test_first_launches_of_every_size_do_not_spoil_the_pace() -> None:
     bench.prefill(3)
     assert max(bench.chunks) == 1088
     late = sum(after - before > 3 * 15e-3 for before, after in pairwise(bench.token_times))
-    assert late <= 2  # a new last chunk
+    assert late <= 3  # new last chunks
 
 
 @pytest.mark.parametrize("overlap", [False, True])
@@ -209,7 +209,7 @@ def learnt(alone: float, cost: float, *, decodes: int = 1) -> Pace:
 
 
 def test_the_bound_is_what_stretches_a_step_two_and_a_half_times() -> None:
-    assert learnt(10e-3, 20e-6).limit(1) == 704  # 750, in quarters of the least
+    assert learnt(10e-3, 20e-6).limit(1) == 736  # 750, in quarters of the least
     assert learnt(1e-3, 20e-6).limit(1) == LEAST
     assert learnt(1.0, 20e-6).limit(1) == MOST
     assert Pace().limit(1) == 2 * LEAST
@@ -219,7 +219,7 @@ def test_no_single_time_moves_the_bound() -> None:
     for seconds, extended in ((10.0, 0), (1e-6, 0), (10.0, 512), (1e-6, 512)):
         pace = learnt(10e-3, 20e-6)
         pace.saw(seconds, 1, extended)
-        assert pace.limit(1) == 704
+        assert pace.limit(1) == 736
 
 
 def test_slow_first_steps_are_not_trusted_and_outweighed_at_once() -> None:
@@ -234,20 +234,20 @@ def test_slow_first_steps_are_not_trusted_and_outweighed_at_once() -> None:
     assert pace.limit(1) == LEAST
     for _ in range(2):
         pace.saw(10e-3 + LEAST * 20e-6, 1, LEAST)
-    assert pace.limit(1) == 704
+    assert pace.limit(1) == 736
 
 
 def test_other_batch_sizes_have_times_of_their_own_and_unknown_ones_that_of_fewer() -> None:
     pace = learnt(10e-3, 20e-6, decodes=8)
-    assert pace.limit(200) == 704
+    assert pace.limit(200) == 736
     assert pace.limit(1) == 2 * LEAST  # more decodes say nothing about fewer
     for _ in range(8):
         pace.saw(20e-3, 200, 0)
-    assert (pace.limit(200), pace.limit(8)) == (1472, 704)
+    assert (pace.limit(200), pace.limit(8)) == (1472, 736)
 
 
 def test_a_few_known_tokens_teach_nothing() -> None:
     pace = learnt(10e-3, 20e-6)
     for _ in range(10):
         pace.saw(15e-3, 1, 8)
-    assert pace.limit(1) == 704
+    assert pace.limit(1) == 736
