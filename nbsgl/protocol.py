@@ -343,6 +343,7 @@ class RoleFormat(msgspec.Struct, frozen=True):
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What the language needs to know of the model behind a backend.
 
+    With `folds_system` a leading system message stands inside the first user's message (whose prefix then comes first).
     `attention` is what computes it and why; `start_s` are the parts of the engine's start in seconds.
     """
 
@@ -352,6 +353,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     roles: dict[str, RoleFormat]
     stop: tuple[str, ...] = ()
     default_system: str | None = None
+    folds_system: bool = False
     template: str = "model"
     device: str = "cpu"
     dtype: str = "float32"

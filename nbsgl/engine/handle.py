@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import msgspec
 import zmq
 
-from nbsgl import errors
+from nbsgl import chat_templates, errors
 from nbsgl.engine import io_loop, wire
 from nbsgl.engine.config import EngineConfig
 from nbsgl.engine.folders import check_model_path
@@ -155,7 +155,8 @@ class Engine(Generation):
     """An engine of its own processes: started, or found if one with these settings runs already.
 
     Making it returns at once; `info` waits until the model is loaded and raises what went wrong.  `keep` seconds the
-    engine outlives its last client (default: 60 in a notebook, 0 in a script).  Other settings: `EngineConfig`.
+    engine outlives its last client (default: 60 in a notebook, 0 in a script).  `chat_template` (`chat_template_name`
+    is the same) replaces the model's own: a .jinja file, a `ChatTemplate`, or its name.  Others: `EngineConfig`.
     `on_progress(phase, progress, note)` is called in a thread that waits for `info`.
     """
 
@@ -172,10 +173,10 @@ class Engine(Generation):
             raise ParameterError(name="keep", value=keep, allowed="seconds >= 0")
         if isinstance(model_path, os.PathLike) or (isinstance(model_path, str) and os.path.isdir(model_path)):
             model_path = str(Path(model_path).expanduser().resolve())
-        for name in ("tokenizer_path", "chat_template"):  # the engine's processes have a working folder of their own
-            path = settings.get(name)
-            if isinstance(path, os.PathLike) or (isinstance(path, str) and os.path.exists(path)):
-                settings[name] = str(Path(path).expanduser().resolve())
+        path = settings.get("tokenizer_path")  # the engine's processes have a working folder of their own
+        if isinstance(path, os.PathLike) or (isinstance(path, str) and os.path.exists(path)):
+            settings["tokenizer_path"] = str(Path(path).expanduser().resolve())
+        settings["chat_template"] = _chat_template(settings, model_path)
         self.config = EngineConfig.of(model_path=model_path, **settings)
         check_model_path(self.config.model_path)
         self.keep = (KEEP_IN_NOTEBOOK_S if "ipykernel" in sys.modules else 0.0) if keep is None else float(keep)
@@ -531,6 +532,18 @@ class Engine(Generation):
         with contextlib.suppress(ValueError):
             self._loop.on_crash.remove(self._crashed)
         closed.set_result(None)
+
+
+def _chat_template(settings: dict[str, Any], model_path: str) -> str | None:
+    """The template that was asked for under either name, else what a registered function knows for this model."""
+    found = [settings.pop(name, None) for name in ("chat_template", "chat_template_name")]
+    asked = [value for value in found if value is not None]
+    if len(asked) > 1:
+        raise ParameterError(
+            "chat_template and chat_template_name are the same setting; give one.", name="chat_template_name"
+        )
+    template = asked[0] if asked else chat_templates.matched_by_user(model_path)
+    return None if template is None else chat_templates.setting(template)
 
 
 def _closed() -> EngineNotRunning:

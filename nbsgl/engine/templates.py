@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from nbsgl.chat_templates import ChatTemplate
 from nbsgl.engine.tokenizer_files import TokenizerFiles
 from nbsgl.errors import TemplateError
 from nbsgl.protocol import RoleFormat
@@ -39,11 +40,12 @@ Message = dict[str, str]
 
 
 class RoleFormats(NamedTuple):
-    """How roles are written.  `source`: "model", the path of a template file, or "default".
+    """How roles are written.  `source`: "model", the path of a template file, or a `ChatTemplate`'s name.
 
     `default_system` is the text of the system message that the template adds to a conversation without one (None: it
     adds none).  `stop` are strings that end an assistant's turn.  `writes_bos`: the template writes a BOS in front of a
     conversation, so a sequence must begin with one, whether or not the tokenizer adds it to plain text.
+    `folds_system`: a leading system message stands inside the first user's message, after that one's prefix.
     """
 
     roles: dict[str, RoleFormat]
@@ -51,14 +53,17 @@ class RoleFormats(NamedTuple):
     source: str
     stop: tuple[str, ...] = ()
     writes_bos: bool = False
+    folds_system: bool = False
 
 
 def role_formats(folder: Path | str, chat_template: str | None = None) -> RoleFormats:
-    """The roles of the model in a folder, or of the template file named by the user.
+    """The roles of the model in a folder, or those the user asked for: a template file, or a `ChatTemplate` as JSON.
 
     Without a template, and with one that is not append-only, the plain default with one warning; a template named by
     the user, or one that hits a limit, is a `TemplateError` instead.
     """
+    if chat_template is not None and chat_template.startswith("{"):
+        return _of_data(ChatTemplate.from_json(chat_template))
     files = TokenizerFiles.load(Path(folder))
     if chat_template is not None:
         path = Path(chat_template).expanduser()
@@ -79,6 +84,10 @@ def role_formats(folder: Path | str, chat_template: str | None = None) -> RoleFo
             error.reason,
         )
         return RoleFormats(DEFAULT_ROLES, None, "default")
+
+
+def _of_data(data: ChatTemplate) -> RoleFormats:
+    return RoleFormats(data.roles, data.default_system_prompt, data.name, data.stop_str, folds_system=data.folds_system)
 
 
 # ---- where templates come from ---------------------------------------------------------------------------------------
@@ -146,7 +155,7 @@ def _take_apart(template: str, files: TokenizerFiles, source: str) -> RoleFormat
         logger.warning("%s has no place for a system message: its text is written without markup.", what)
     markers = [token.text for token in files.added if token.special]
     stop = _stops(parts.roles["assistant"].suffix, markers)
-    return RoleFormats(parts.roles, parts.default_system, source, stop, bool(bos))
+    return RoleFormats(parts.roles, parts.default_system, source, stop, bool(bos), parts.folds_system)
 
 
 def _written_bos(text: str, files: TokenizerFiles, bos_token: str) -> str:
@@ -190,7 +199,10 @@ class _Parts:
         }
         self.preamble = head.removesuffix(user_start)
         self.default_system: str | None = None
-        self.has_system = ("su", False) in texts and self._read_system(texts["su", False], user_start)
+        self.folds_system = False
+        self.has_system = ("su", False) in texts and (
+            self._read_system(texts["su", False], user_start) or self._read_folded_system(texts, user_start)
+        )
         if self.preamble and self.default_system is None:
             raise self._not_append_only("a conversation begins with text that is no message of a role")
         self._check(texts)
@@ -208,6 +220,19 @@ class _Parts:
         self.roles["system"] = RoleFormat(start, end)
         return True
 
+    def _read_folded_system(self, texts: dict[tuple[str, bool], str], user_start: str) -> bool:
+        """Read a system text off that stands inside the first user's message; False if it is not simply put there."""
+        start, found, rest = texts["su", False].partition(_SYSTEM)
+        end, has_user, _ = rest.partition(_USER.format(1))
+        if not (found and has_user and start.startswith(user_start)) or self.preamble:
+            return False
+        self.roles["system"] = RoleFormat(start.removeprefix(user_start), end)
+        self.folds_system = True
+        if all(texts.get((roles, True)) == self._compose(roles) for roles in _PROBES if "s" in roles):
+            return True
+        self.roles["system"], self.folds_system = RoleFormat("", "\n"), False
+        return False
+
     def _check(self, texts: dict[tuple[str, bool], str]) -> None:
         """Put every probe conversation together from the parts: it must be what the template makes of it."""
         for roles in _PROBES:
@@ -218,9 +243,11 @@ class _Parts:
 
     def _compose(self, roles: str) -> str:
         text = "" if "s" in roles else self.preamble
-        for message in _conversation(roles):
+        for place, message in enumerate(_conversation(roles)):
             role = self.roles[message["role"]]
             prefix = self.past if message["role"] == "assistant" else role.prefix
+            if self.folds_system and roles[0] == "s" and place < 2:  # the user's prefix stands before the system text
+                prefix = self.roles["user"].prefix + prefix if place == 0 else ""
             text += prefix + message["content"] + role.suffix
         return text + self.roles["assistant"].prefix
 

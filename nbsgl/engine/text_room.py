@@ -223,6 +223,7 @@ class TextRoom:
             roles=formats.roles if formats else {},
             stop=formats.stop if formats else (),
             default_system=formats.default_system if formats else None,
+            folds_system=formats is not None and formats.folds_system,
             template=formats.source if formats else "none",
             device=ready.device,
             dtype=ready.dtype,

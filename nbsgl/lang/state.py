@@ -130,7 +130,7 @@ class ProgramState:
             self._add_text(info.default_system, is_special=False)
             self._end_role("system", info)
         branch.role = role
-        self._add_text(info.roles[role].prefix, is_special=True, is_markup=True)
+        self._add_text(_prefix(role, info, branch.messages), is_special=True, is_markup=True)
         branch.messages.append(Message(role, len(branch.items)))
 
     def _end_role(self, role: str, info: ModelInfo) -> None:
@@ -549,6 +549,15 @@ class ProgramState:
     def __getattr__(self, name: str) -> Any:
         instead = f" Use {_INSTEAD[name]}." if name in _INSTEAD else ""
         raise AttributeError(f"ProgramState has no attribute {name!r}.{instead}")
+
+
+def _prefix(role: str, info: ModelInfo, messages: Sequence[Message]) -> str:
+    own = info.roles[role].prefix
+    if info.folds_system and role == "system" and not messages:
+        return info.roles["user"].prefix + own
+    if info.folds_system and role == "user" and len(messages) == 1 and messages[0].role == "system":
+        return ""
+    return own
 
 
 def _descends(branch: Branch | None, ancestor: Branch) -> bool:

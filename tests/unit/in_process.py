@@ -57,6 +57,7 @@ class InProcessEngine:
             roles=roles.roles,
             stop=roles.stop,
             default_system=roles.default_system,
+            folds_system=roles.folds_system,
         )
         self._listeners: dict[int, Listener] = {}
         self.submissions: list[list[AnyNode]] = []
