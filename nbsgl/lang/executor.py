@@ -270,9 +270,10 @@ class Executor:
         branch = self.branches.get(event.branch)
         if branch is not None:
             self._fail(branch, self._explained(branch, slot, errors.decode(event.error)))
-        elif slot is not None:  # nobody can reach the branch, but somebody may wait for its result
-            slot.end("failed", errors.decode(event.error))
-            self._slots.pop(slot.number, None)
+        else:  # nobody can reach the branch, but somebody may wait for its results
+            for lost in [slot for slot in self._slots.values() if slot.node.branch == event.branch]:
+                lost.end("failed", errors.decode(event.error))
+                self._slots.pop(lost.number)
             self._spread()
 
     # ---- failing -----------------------------------------------------------------------------------------------------
@@ -404,10 +405,13 @@ class Executor:
             logger.debug("nbsgl: the backend was gone before a branch was released", exc_info=True)
 
     def _is_wanted(self, branch: Branch) -> bool:
-        """Whether another branch holds, or is to append, a result that is still to come."""
+        """Whether another branch holds, or is to append, a result of it or of a fork of it that is still to come."""
         pending = {id(slot) for slot in branch.own_slots() if not slot.is_final}
         if not pending:
             return True
+        if branch.num_children:  # a fork that is not born yet would end with it
+            family = {b.number for b in branch.scope.branches if _descends(b, branch)}
+            pending |= {id(slot) for slot in self._slots.values() if slot.node.branch in family}
         for other in self.branches.values():
             held = itertools.chain(other.slots(), *(b.slots() for b in other.bindings.values()))
             if any(id(slot) in pending for slot in held):
@@ -440,6 +444,12 @@ def joined(nodes: Sequence[AnyNode]) -> list[AnyNode]:
     if len(texts) > 1 and isinstance(out[-1], Text):
         out[-1] = msgspec.structs.replace(out[-1], text="".join(texts))
     return out
+
+
+def _descends(branch: Branch | None, ancestor: Branch) -> bool:
+    while branch is not None and branch is not ancestor:
+        branch = branch.parent
+    return branch is ancestor
 
 
 def _by(error: BaseException) -> str:

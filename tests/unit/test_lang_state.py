@@ -377,3 +377,21 @@ def test_a_dropped_fork_stays_in_the_view(s, backend) -> None:
     del f
     until(lambda: backend.alive == 0)
     assert [branch.status for branch in s.run_view().branches] == ["done", "aborted"]
+
+
+def test_what_a_fork_of_a_dropped_fork_still_does_is_not_lost(backend) -> None:
+    backend.gate = threading.Event()
+    with sgl.state(backend=backend) as s:
+        s += sgl.gen("first")
+        child = s.fork(1)
+        deep = child[0].fork(1)
+        deep += sgl.gen("deep")
+        deep.join()
+        child += sgl.gen("first")  # a name the parent has: nobody will read it
+        child.join()
+        s.executor.flush()
+        del child, deep
+        gc.collect()
+        time.sleep(0.3)
+        backend.gate.set()
+        assert s["deep"] == [["[deep]"]]
