@@ -9,6 +9,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from nbsgl.errors import DeadlineExceeded, ParameterError, ProgramError, Unsupported
@@ -24,6 +25,7 @@ from nbsgl.lang.state import ProgramState
 from nbsgl.lang.trace import current, trace_program
 
 if TYPE_CHECKING:
+    from nbsgl.lang.compiled import CompiledProgram
     from nbsgl.lang.trace import Trace
 
 logger = logging.getLogger("nbsgl")
@@ -53,6 +55,7 @@ class SglFunction:
         self.func = func
         self.num_api_spec_tokens = num_api_spec_tokens
         self.bind_arguments = dict(bind_arguments or {})
+        self.backend: Any = None  # who answers a run that names nobody; None: the default
         self.name = getattr(func, "__name__", type(func).__name__)
         spec = inspect.getfullargspec(func)
         if spec.args[:1] != ["s"]:
@@ -107,11 +110,13 @@ class SglFunction:
         swallowed = {name: value for name, value in kwargs.items() if name in RUN_PARAMETERS}
         arguments = {name: value for name, value in kwargs.items() if name not in RUN_PARAMETERS}
         if current() is not None:
-            traced: ProgramState = self._traced(args, arguments, SubProgram(self.name, checked(swallowed), seed))
+            traced: ProgramState = self._traced(
+                args, arguments, SubProgram(self.name, checked(swallowed), seed, backend)
+            )
             return traced
         job = Job(self, checked(swallowed), seed, deadline_s, stream, eager=not use_thread)
         try:
-            return job.run(default.resolve(backend), 0, args, arguments)
+            return job.run(default.resolve(self.backend if backend is None else backend), 0, args, arguments)
         except TypeError as error:
             _explain_swallowed(self, error, [*swallowed, *_own_parameters(stream, seed, backend)])
             raise
@@ -151,12 +156,12 @@ class SglFunction:
             raise ParameterError(name="num_threads", value=num_threads, allowed='"auto" or an int >= 1')
         rows = [self._as_keywords(row) for row in batch_kwargs]
         if current() is not None:
-            return [self._traced((), row, SubProgram(self.name, checked(sampling), seed)) for row in rows]
+            return [self._traced((), row, SubProgram(self.name, checked(sampling), seed, backend)) for row in rows]
         job = Job(self, checked(sampling), seed, deadline_s, stream=False)
         if not rows:
             return iter(()) if generator_style else []
         count = None if num_threads == "auto" else int(num_threads)
-        batch = Batch(job, default.resolve(backend), rows, count, on_error)
+        batch = Batch(job, default.resolve(self.backend if backend is None else backend), rows, count, on_error)
         states = batch.states(progress_bar)
         return states if generator_style else list(states)
 
@@ -168,6 +173,19 @@ class SglFunction:
         roles are checked against its template, and `.explain()` can count tokens.
         """
         return trace_program(self, None if backend is None else default.resolve(backend), strict, known)
+
+    def compile(
+        self, backend: Any = None, *, passes: Any = "default", outputs: Sequence[str] | None = None, **known_args: Any
+    ) -> CompiledProgram:
+        """The same program as a graph, optimised: `run`, `run_batch` and `explain` work as before.
+
+        `backend` answers its runs, `known_args` are fixed, `outputs` are the variables that will be read ("text()":
+        the text too), so that others need not be computed.  `passes`: "default", "default+share" (equal requests are
+        made once), "none", or a list of names.  `TraceError` if the control flow depends on a value.
+        """
+        from nbsgl.lang.compiled import compiled
+
+        return compiled(self, backend, passes, outputs, known_args)
 
     def traced_arguments(self, known: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         """The arguments with a value (given, bound or by default), and the names of the others."""
@@ -181,6 +199,8 @@ class SglFunction:
         """A call inside a trace: its branch belongs to that trace, and its state is a `TraceState`."""
         recorder = current()
         assert recorder is not None
+        if called.backend is None:
+            called = replace(called, backend=self.backend)
         return recorder.call(self, args, kwargs, called)
 
     def _as_keywords(self, row: Any) -> dict[str, Any]:

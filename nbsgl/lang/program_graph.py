@@ -57,6 +57,7 @@ class SubProgram:
     title: str
     defaults: Mapping[str, Any]
     seed: int | None
+    backend: Any = None  # None: the default
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +207,17 @@ class ProgramGraph:
         """Nodes after which a branch was forked."""
         return frozenset(node.after for node in self.nodes if node.after is not None)
 
+    @cached_property
+    def joined_ends(self) -> dict[int, tuple[int, ...]]:
+        """For each JOIN, the last node of each child before it (a joined branch can still be read)."""
+        last: dict[int, int] = {}
+        found = {}
+        for node in self.nodes:
+            last[node.branch] = node.id
+            if node.op is Op.JOIN:
+                found[node.id] = tuple(last[child] for child in node.children)
+        return found
+
     def edges(self) -> list[tuple[int, int, str]]:
         """(from, to, "next" | "fork" | "value")."""
         found = []
@@ -215,7 +227,7 @@ class ProgramGraph:
                 found.append((last, node.id, "fork" if node.op is Op.FORK else "next"))
             sources = {self.definers[var] for var in node.uses if var in self.definers}
             if node.op is Op.JOIN:
-                sources |= {self.branches[child][-1].id for child in node.children if child in self.branches}
+                sources |= set(self.joined_ends[node.id])
             found += [(source, node.id, "value") for source in sorted(sources)]
         return found
 

@@ -131,10 +131,13 @@ class TraceState:
         return self
 
     def _add(self, items: Sequence[Expr]) -> None:
-        if self._is_closed:
-            raise ProgramError("This state was joined: it can be read, but takes nothing more.")
+        self._check_open()
         for item in items:
             self._take(item)
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ProgramError("This state was joined: it can be read, but takes nothing more.")
 
     def _take(self, item: Expr) -> None:
         if isinstance(item, TextExpr):
@@ -270,6 +273,7 @@ class TraceState:
 
     @contextmanager
     def var_scope(self, name: str) -> Iterator[None]:
+        self._check_open()
         var = self.recorder.new_var()
         self._record(Op.SCOPE_BEGIN, name=name)
         self._bind(name, self.recorder.symbol(name, var))
@@ -293,6 +297,7 @@ class TraceState:
             size._refuse("the size of a fork")
         if not isinstance(size, int) or isinstance(size, bool) or size < 0:
             raise ParameterError(name="size", value=size, allowed="an int >= 0")
+        self._check_open()
         return TraceGroup([self._child() for _ in range(size)], self)
 
     def _child(self) -> TraceState:
@@ -313,7 +318,7 @@ class TraceGroup:
     """The forks of a traced state."""
 
     def __init__(self, states: list[TraceState], parent: TraceState) -> None:
-        self.states, self._parent = states, parent
+        self.states, self.parent = states, parent
 
     def __len__(self) -> int:
         return len(self.states)
@@ -347,7 +352,8 @@ class TraceGroup:
             raise ParameterError(name="mode", value=mode, allowed='"gather_variable" or "concate_and_append"')
         if on_error not in ("raise", "keep"):
             raise ParameterError(name="on_error", value=on_error, allowed='"raise" or "keep"')
-        parent, appends = self._parent, mode != "gather_variable"
+        self.parent._check_open()
+        parent, appends = self.parent, mode != "gather_variable"
         gathered: dict[str | None, list[Any]] = {}
         for state in self.states:
             if appends and state.role != parent.role:
