@@ -191,6 +191,13 @@ class DeadlineExceeded(StateFailed, TimeoutError):
     pattern = "No result after {after_s} s."
 
 
+class BadValue(NbsglError, ValueError):
+    """The text of a variable is no value of the type that its gen asked for; the text itself can be read."""
+
+    fields: ClassVar[tuple[str, ...]] = ("variable", "text", "expected", "reason")
+    pattern = "The variable {variable!r} is {text!r}, which is no {expected}: {reason}."
+
+
 class EngineError(NbsglError, RuntimeError):
     """Ends all requests of an engine."""
 

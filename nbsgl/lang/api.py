@@ -8,7 +8,8 @@ from typing import Any, NoReturn
 from nbsgl.errors import ParameterError, Unsupported
 from nbsgl.lang.choices import ChoicesSamplingMethod, token_length_normalized
 from nbsgl.lang.ir import Concat, Expr, GenExpr, RoleBegin, RoleEnd, SelectExpr, TextExpr, caller, parts, refuse_mark
-from nbsgl.lang.params import checked, constraint
+from nbsgl.lang.params import checked
+from nbsgl.lang.types import constraint
 
 logger = logging.getLogger("nbsgl")
 _warned: set[str] = set()  # call sites that were told once
@@ -40,14 +41,17 @@ def gen(
     json_schema: Any = None,
     *,
     seed: int | None = None,
+    type: Any = None,
     repetition_penalty: float | None = None,
     logit_bias: dict[int, float] | None = None,
 ) -> Expr:
     """A hole that the model fills; its text becomes the variable `name`.  None means the run's default.
 
-    At most one of `dtype` (int, float, bool, str), `choices` (then it is a `select`), `regex` and `json_schema`
-    (a dict or a JSON string) constrains the text.  `max_tokens="fit"` means as many as fit the context.  With n > 1
-    the variable is a list and the program goes on with the first.  Raises `ParameterError` or `BadRegex` at once.
+    At most one of `type` (or `dtype`: int, float, bool, str, Literal, an Enum, dates, unions of these, a compiled
+    regex, lists, dicts, classes with fields), `choices` (then it is a `select`), `regex` and `json_schema` (a dict, a
+    JSON string, or a class) constrains the text; `s.value(name)` gives it as a value.  `max_tokens="fit"` means as many
+    as fit the context.  With n > 1 the variable is a list and the program goes on with the first.
+    Raises `ParameterError` or `BadRegex` at once.
     """
     given = {
         "max_tokens": max_tokens,
@@ -71,11 +75,11 @@ def gen(
         "return_text_in_logprobs": return_text_in_logprobs,
         "seed": seed,
     }
-    kinds = {"dtype": dtype, "choices": choices, "regex": regex, "json_schema": json_schema}
+    kinds = {"type": type, "dtype": dtype, "choices": choices, "regex": regex, "json_schema": json_schema}
     both = [kind for kind, value in kinds.items() if value is not None]
     if len(both) > 1:
         raise ParameterError(
-            f"{' and '.join(both)} were both given; a gen takes one of dtype, choices, regex and json_schema.",
+            f"{' and '.join(both)} were both given; a gen takes one of type, dtype, choices, regex, json_schema.",
             name=both[1],
         )
     where = caller()
@@ -89,8 +93,10 @@ def gen(
     if choices_method is not None:
         raise ParameterError(name="choices_method", value=choices_method, allowed="given only together with choices=")
     _check_name(name)
-    grammar, more_stop = constraint(regex, json_schema, dtype)
-    return GenExpr(name, checked(given), grammar, more_stop, where)
+    found = constraint(regex, json_schema, dtype if type is None else type, "dtype" if type is None else "type")
+    if found is None:
+        return GenExpr(name, checked(given), where=where)
+    return GenExpr(name, checked(given), found.grammar, found.stop, where, found.reader)
 
 
 def gen_int(*args: Any, **kwargs: Any) -> Expr:

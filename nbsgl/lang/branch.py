@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nbsgl.lang.choices import ChoicesSamplingMethod
+from nbsgl.lang.types import Reader
 from nbsgl.protocol import Gen, GenResult, Select, SelectDone, Status, TokenLogprob
 
 
@@ -33,6 +34,7 @@ class Slot:
     method: ChoicesSamplingMethod | None = None
     with_text: bool = False
     run_seed: int = 0
+    reader: Reader | None = None
     status: Status = "queued"
     results: list[GenResult] = field(default_factory=list)
     choice: SelectDone | None = None
@@ -73,11 +75,26 @@ class Slot:
         return self.text
 
     @property
+    def typed(self) -> Any:
+        """The value as the type that was asked for; without one, the text.  Raises `BadValue`."""
+        reader = self.reader
+        if reader is None:
+            return self.value
+        read = [reader.read(self.name, result.text, _hint(result, self.name)) for result in self.results]
+        return read if isinstance(self.value, list) else read[0]
+
+    @property
     def num_tokens(self) -> int:
         return sum(result.completion_tokens for result in self.results) or self.num_chunk_tokens
 
     def end(self, status: Status, error: BaseException | None = None) -> None:
         self.status, self.error, self.ended_at = status, error, time.monotonic()
+
+
+def _hint(result: GenResult, name: str | None) -> str:
+    if result.finish.type == "length":
+        return f"It was cut at max_tokens={result.finish.length}: allow more."
+    return f"The text itself is s[{name!r}]."
 
 
 Item = Piece | Slot
@@ -99,6 +116,10 @@ class Binding:
         """The value, once all slots are final and none has failed."""
         raise AssertionError("no value")
 
+    def typed(self) -> Any:
+        """The value, as the type its gen asked for.  Raises `BadValue`."""
+        return self.value()
+
 
 @dataclass(slots=True, eq=False)
 class Sampled(Binding):
@@ -109,6 +130,9 @@ class Sampled(Binding):
 
     def value(self) -> str | list[str]:
         return self.slot.value
+
+    def typed(self) -> Any:
+        return self.slot.typed
 
 
 @dataclass(slots=True, eq=False)
@@ -158,6 +182,9 @@ class Gathered(Binding):
 
     def value(self) -> list[Any]:
         return [failure(child) or child.value() for _, child in self.children]
+
+    def typed(self) -> list[Any]:
+        return [failure(child) or child.typed() for _, child in self.children]
 
 
 def failure(binding: Binding) -> BaseException | None:

@@ -18,6 +18,7 @@ from nbsgl.errors import HoleError
 
 if TYPE_CHECKING:
     from nbsgl.lang.choices import ChoicesSamplingMethod
+    from nbsgl.lang.types import Reader
     from nbsgl.protocol import GrammarSpec
 
 REGEX_INT = r"[-+]?[0-9]+[ \n]*"
@@ -191,13 +192,15 @@ class TextExpr(Expr):
 
 @dataclass(slots=True, eq=False)
 class GenExpr(Expr):
-    """A sampled run.  `given` holds the parameters set in the call, under `SamplingParams`' names."""
+    """A sampled run.  `given` holds the parameters set in the call, under `SamplingParams`' names; `reader` makes the
+    typed value of its text."""
 
     name: str | None
     given: Mapping[str, Any] = field(default_factory=dict)
     grammar: GrammarSpec | None = None
     more_stop: tuple[str, ...] = ()
     where: str = ""
+    reader: Reader | None = None
     kind = "gen"
 
     def __repr__(self) -> str:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
-from nbsgl.errors import BadGrammar, BadRegex, ParameterError, Unsupported
-from nbsgl.lang.ir import REGEX_BOOL, REGEX_FLOAT, REGEX_INT, REGEX_STR, refuse_mark
-from nbsgl.protocol import GrammarSpec, SamplingParams
+from nbsgl.errors import ParameterError, Unsupported
+from nbsgl.lang.ir import refuse_mark
+from nbsgl.protocol import SamplingParams
 
 ALIASES = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
 FLAGS = ("ignore_eos", "return_logprob", "return_text_in_logprobs")
@@ -21,8 +18,6 @@ NAMES = [
     "logprob_start_len", "top_logprobs_num", "return_text_in_logprobs",
 ]
 # fmt: on
-DTYPES = {"int": REGEX_INT, "float": REGEX_FLOAT, "bool": REGEX_BOOL, "str": REGEX_STR}
-_PROPERTY_CLASS = re.compile(r"\\[pP](\{[^}]*\}|\w)")
 
 
 def checked(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,7 +35,11 @@ def checked(given: Mapping[str, Any]) -> dict[str, Any]:
             )
         found[name] = value
     if found.pop("stop_regex", None) is not None:
-        raise Unsupported("stop_regex is not supported yet.", name="stop_regex", hint="Use stop=[...] or regex=...")
+        raise Unsupported(
+            "stop_regex comes with constrained decoding, whose automaton must meet the pattern; it is not there yet.",
+            name="stop_regex",
+            hint="Use stop=[...], or put the end into regex=...",
+        )
     for name in FLAGS:
         if name in found and not isinstance(found[name], bool):
             raise ParameterError(name=name, value=found[name], allowed="True or False")
@@ -81,58 +80,3 @@ def resolve(defaults: Mapping[str, Any], given: Mapping[str, Any], stops: Sequen
     if merged.get("top_logprobs_num", 0) > 0 or merged.get("logprob_start_len", -1) >= 0:
         merged["return_logprob"] = True
     return SamplingParams(**merged)
-
-
-# ---- constraints -----------------------------------------------------------------------------------------------------
-
-
-def constraint(regex: object, json_schema: object, dtype: object) -> tuple[GrammarSpec | None, tuple[str, ...]]:
-    """The grammar of a gen and the stop strings that its type adds."""
-    if dtype is not None:
-        name = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", "")
-        if name not in DTYPES or not (isinstance(dtype, str) or dtype in (int, float, bool, str)):
-            raise ParameterError(name="dtype", value=dtype, allowed="int, float, bool or str")
-        return GrammarSpec(kind="regex", text=DTYPES[name]), (" ", "\n") if name in ("int", "float") else ()
-    if regex is not None:
-        if not isinstance(regex, str):
-            raise ParameterError(name="regex", value=regex, allowed="a regular expression as a string")
-        refuse_mark(regex, "regex=")
-        check_regex(regex)
-        return GrammarSpec(kind="regex", text=regex), ()
-    if json_schema is not None:
-        return GrammarSpec(kind="json_schema", text=_schema_text(json_schema)), ()
-    return None, ()
-
-
-@lru_cache(maxsize=256)
-def check_regex(pattern: str) -> None:
-    """`BadRegex` if the pattern is no regular expression.  Classes like `\\p{L}`, which `re` lacks, are let through."""
-    try:
-        re.compile(_PROPERTY_CLASS.sub(r"\\w", pattern))
-    except (re.error, OverflowError, RecursionError) as error:
-        at = getattr(error, "pos", None)
-        raise BadRegex(
-            f"regex={pattern!r} is not valid: {error}.",
-            kind="regex",
-            path=f"position {at}" if at is not None else "the pattern",
-            reason=str(error),
-            hint="Try it with re.compile(...).",
-            pattern_text=pattern,
-        ) from error
-
-
-def _schema_text(schema: object) -> str:
-    if isinstance(schema, Mapping):
-        try:
-            return json.dumps(schema, ensure_ascii=False)
-        except (TypeError, ValueError) as error:
-            raise BadGrammar(kind="json_schema", path="json_schema=", reason=str(error)) from error
-    if not isinstance(schema, str):
-        raise ParameterError(name="json_schema", value=schema, allowed="a JSON schema as a dict or a JSON string")
-    try:
-        json.loads(schema)
-    except ValueError as error:
-        raise BadGrammar(
-            kind="json_schema", path="json_schema=", reason=str(error), hint="Pass a dict: json_schema={...}."
-        ) from error
-    return schema

@@ -51,7 +51,6 @@ from nbsgl.protocol import Choose, Gen, ModelInfo, RunView, Select, Text
 _INSTEAD = {
     "stream_executor": "s.text(), s.messages(), s[name], s.get_meta_info(name)",
     "generate": 's += gen("x")',
-    "value": "s[name]",
 }
 
 
@@ -155,7 +154,8 @@ class ProgramState:
             name=expr.name,
         )
         with_text = bool({**scope.defaults, **expr.given}.get("return_text_in_logprobs", False))
-        return self._add_slot(Slot(node, expr.where, self.branch.role, with_text=with_text, run_seed=scope.seed))
+        role, seed = self.branch.role, scope.seed
+        return self._add_slot(Slot(node, expr.where, role, with_text=with_text, run_seed=seed, reader=expr.reader))
 
     def _add_select(self, expr: SelectExpr) -> Slot:
         method = choices.method_name(expr.method)
@@ -267,6 +267,18 @@ class ProgramState:
 
     def get_var(self, name: str | None) -> Any:
         """Wait for this variable.  `UnknownVariable` (a KeyError) at once if there is none of that name."""
+        binding = self._awaited(name)
+        with self.executor.lock:
+            return binding.value()
+
+    __getitem__ = get_var
+
+    def value(self, name: str | None) -> Any:
+        """`s[name]` as the type its gen asked for (`type=`, `dtype=`, `json_schema=`).  Raises `BadValue`."""
+        binding = self._awaited(name)
+        return binding.typed()
+
+    def _awaited(self, name: str | None) -> Binding:
         with self.executor.lock:
             binding = self._find(name)
         if binding is None:  # the body, in its own thread, may still make it
@@ -275,10 +287,7 @@ class ProgramState:
                 binding = self._find(name)
             assert binding is not None
         self._await_binding(binding)
-        with self.executor.lock:
-            return binding.value()
-
-    __getitem__ = get_var
+        return binding
 
     def _find(self, name: str | None) -> Binding | None:
         binding = self.branch.bindings.get(name)

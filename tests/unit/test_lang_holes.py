@@ -153,7 +153,7 @@ def test_gen_takes_all_positions_of_sglang(backend) -> None:
         {"seed": 1.5},
         {"logit_bias": [1]},
         {"logit_bias": {1: 1000}},
-        {"dtype": list},
+        {"dtype": object()},
         {"dtype": "list"},
         {"choices": []},
         {"choices": "ab"},

@@ -28,6 +28,7 @@ LANGUAGE = [
     "image",
     "video",
     "separate_reasoning",
+    "prefetch",
     "state",
     "SglFunction",
     "ProgramState",
@@ -40,6 +41,8 @@ LANGUAGE = [
 ]
 BACKENDS = [
     "Engine",
+    "ServerArgs",
+    "global_config",
     "start",
     "set_default_backend",
     "get_default_backend",
@@ -100,7 +103,7 @@ def test_gen_has_sglangs_positions_in_order() -> None:
         "regex",
         "json_schema",
     ]
-    assert [p.name for p in kinds if p.kind is p.KEYWORD_ONLY] == ["seed", "repetition_penalty", "logit_bias"]
+    assert [p.name for p in kinds if p.kind is p.KEYWORD_ONLY] == ["seed", "type", "repetition_penalty", "logit_bias"]
 
 
 def test_sglangs_deep_paths() -> None:
