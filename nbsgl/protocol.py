@@ -412,6 +412,23 @@ class EngineSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     tree: list[TreeNode] | None = None
 
 
+# ---- what a prompt would cost ----------------------------------------------------------------------------------------
+
+
+class Prompt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A forced run as (text, do special tokens in it count) pairs.  `is_first`: it begins its sequence."""
+
+    pieces: list[tuple[str, bool]]
+    is_first: bool = True
+
+
+class Peek(msgspec.Struct, frozen=True, kw_only=True):
+    """A prompt's token ids (`pack_ids`), and how many of the first ones the cache holds (0 unless `is_first`)."""
+
+    ids: bytes
+    cached: int = 0
+
+
 # ---- a run as seen from outside -------------------------------------------------------------------------------------
 
 Status = Literal["queued", "running", "done", "failed", "aborted"]
@@ -486,6 +503,14 @@ class Run(Protocol):
 
     def close(self) -> None:
         """Nothing more will be submitted or listened to; everything the run still holds is freed.  Idempotent."""
+
+
+@runtime_checkable
+class CacheProbe(Protocol):
+    """A backend that can tell what prompts would cost now; computes nothing and changes nothing."""
+
+    def peek(self, prompts: Sequence[Prompt]) -> list[Peek]:
+        """One answer per prompt, in order."""
 
 
 @runtime_checkable

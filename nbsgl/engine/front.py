@@ -45,7 +45,7 @@ from nbsgl.errors import (
     UsageError,
     VersionMismatch,
 )
-from nbsgl.protocol import PROTOCOL_VERSION, EngineSnapshot, ModelInfo
+from nbsgl.protocol import PROTOCOL_VERSION, EngineSnapshot, ModelInfo, Prompt, pack_ids
 
 logger = logging.getLogger("nbsgl")
 
@@ -471,6 +471,7 @@ class Front:
             "status": lambda: then(self._status()),
             "log": lambda: then(self._log(message.args.get("n", 50))),
             "snapshot": lambda: self._ask_snapshot(bool(message.args.get("tree")), then),
+            "peek": lambda: self._ask_peek(message.args.get("prompts"), then),
             "flush": lambda: self.supervisor.ask("flush", {}, then),
             "restart": lambda: self._ask_restart(then),
             "stop": lambda: self._ask_stop(client, bool(message.args.get("force")), then),
@@ -544,6 +545,30 @@ class Front:
         num_lines = max(1, min(asked, MAX_LOG_LINES)) if isinstance(asked, int) else 50
         parts = [(path.name, log.tail(path, num_lines)) for path in (self.folder.front_log, self.folder.worker_log)]
         return "\n".join(f"== {name} ==\n{text}" for name, text in parts if text)
+
+    def _ask_peek(self, asked: Any, then: Callable[..., None]) -> None:
+        """Texts to tokens on the text thread, then to the worker: how many of them its tree holds."""
+        try:
+            prompts = msgspec.convert(asked, list[Prompt])
+        except msgspec.ValidationError as error:
+            then(None, UsageError(f"peek: {error}.", name="prompts"))
+            return
+
+        def encoded(found: list[list[int]], error: NbsglError | None) -> None:
+            if error is not None:
+                then(None, error)
+                return
+            ids = [pack_ids(each) for each in found]
+            first = [data if prompt.is_first else b"" for data, prompt in zip(ids, prompts, strict=True)]
+            self.supervisor.ask("peek", {"prompts": first}, lambda value, error: told(ids, value, error))
+
+        def told(ids: list[bytes], cached: Any, error: NbsglError | None) -> None:
+            if error is not None:
+                then(None, error)
+            else:
+                then([{"ids": data, "cached": count} for data, count in zip(ids, cached, strict=True)])
+
+        self.room.encode(prompts, lambda *answer: self.loop.call(encoded, *answer))
 
     def _ask_snapshot(self, with_tree: bool, then: Callable[..., None]) -> None:
         info = self.info

@@ -48,6 +48,8 @@ from nbsgl.protocol import (
     GenDone,
     Listener,
     ModelInfo,
+    Peek,
+    Prompt,
     Select,
     SelectDone,
 )
@@ -281,6 +283,12 @@ class Engine(Generation):
         if not self._is_serving and self._info is None:
             self.wait_ready()
         return msgspec.convert(self._ask("snapshot", tree=tree), EngineSnapshot)
+
+    def peek(self, prompts: Sequence[Prompt]) -> list[Peek]:
+        """The prompts' tokens, and how many the cache holds now; waits for a start that is under way."""
+        if not self._is_serving and self._info is None:
+            self.wait_ready()
+        return msgspec.convert(self._ask("peek", prompts=msgspec.to_builtins(list(prompts))), list[Peek])
 
     def flush_cache(self) -> bool:
         """Drop every cached prefix that nobody uses.  False if the cache is off."""

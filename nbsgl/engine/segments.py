@@ -79,7 +79,7 @@ class AbortSeqs(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
 
 class Ask(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """A question with an `Answer`: "snapshot" (args: {"tree": bool}), "flush"."""
+    """A question with an `Answer`: "snapshot" (args: {"tree": bool}), "peek" (args: {"prompts": ids}), "flush"."""
 
     ask: int
     what: str

@@ -7,7 +7,7 @@ import os
 import queue
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,8 @@ from nbsgl.engine.graph import GraphRunner
 from nbsgl.engine.segments import Ready, ToWorker, Update
 from nbsgl.engine.templates import RoleFormats, role_formats
 from nbsgl.engine.text import TextCodec
-from nbsgl.errors import EngineDied, EngineHung, EngineStartFailed, NbsglError
-from nbsgl.protocol import AnyEvent, AnyNode, ModelInfo
+from nbsgl.errors import EngineDied, EngineError, EngineHung, EngineStartFailed, NbsglError
+from nbsgl.protocol import AnyEvent, AnyNode, ModelInfo, Prompt
 
 logger = logging.getLogger("nbsgl")
 
@@ -85,6 +85,10 @@ class TextRoom:
         """Fail what is under way; `lost` then tells how much that was."""
         self._orders.put((self._died, (epoch, error)))
 
+    def encode(self, prompts: Sequence[Prompt], then: Callable[[list[list[int]], NbsglError | None], None]) -> None:
+        """Call `then`, on this thread, with the token ids of each prompt, or with the error."""
+        self._orders.put((self._encode, (prompts, then)))
+
     def after(self, then: Callable[[], None]) -> None:
         """Call `then`, on this thread, when all orders given so far are carried out."""
         self._orders.put((then, ()))
@@ -132,6 +136,16 @@ class TextRoom:
             failed = {event.branch for _, number, events in self._events[told:] if number == run for event in events}
             self._never[client, run] = said = errors.decode(errors.encode(error))
             self._emit(client, run, wire.failures([node for node in nodes if node.branch not in failed], said))
+
+    def _encode(self, prompts: Sequence[Prompt], then: Callable[[list[list[int]], NbsglError | None], None]) -> None:
+        codec = self._graph.codec if self._graph is not None else None
+        if codec is None:
+            then([], EngineError("The engine has no tokenizer, or is still starting.", hint="Wait for engine.info."))
+            return
+        try:
+            then([codec.encode_run(prompt.pieces, is_first=prompt.is_first) for prompt in prompts], None)
+        except NbsglError as error:
+            then([], error)
 
     def _abort(self, client: int, run: int, branches: list[int] | None, by: str) -> None:
         if self._graph is not None:

@@ -65,7 +65,7 @@ class Ack(Message, frozen=True, tag=True, kw_only=True):
 
 
 class AskFront(Message, frozen=True, tag=True, kw_only=True):
-    """A question with an `Answer`: start, snapshot, flush, health, status, log, restart, stop."""
+    """A question with an `Answer`: start, snapshot, peek, flush, health, status, log, restart, stop."""
 
     ask: int
     what: str

@@ -42,6 +42,7 @@ from nbsgl.engine.segments import (
 from nbsgl.engine.supervisor import GPU_FAULT, WorkerLaunch
 from nbsgl.engine.timeline import Timeline
 from nbsgl.errors import NbsglError, ParameterError
+from nbsgl.protocol import unpack_ids
 
 logger = logging.getLogger("nbsgl")
 
@@ -165,10 +166,13 @@ class Worker:
             if ask.args.get("tree"):
                 value["tree"] = msgspec.to_builtins(self.scheduler.tree_nodes(self._token_text))
             return value
+        if ask.what == "peek":
+            tree = self.scheduler.tree
+            return [tree.peek(unpack_ids(ids), len(ids) // 4)[1] for ids in ask.args["prompts"]]
         if ask.what == "flush":
             self.scheduler.flush_cache()
             return not self.scheduler.limits.disable_radix_cache
-        raise ParameterError(name="what", value=ask.what, allowed="snapshot | flush")
+        raise ParameterError(name="what", value=ask.what, allowed="snapshot | peek | flush")
 
 
 def start(config: EngineConfig, link: Link, rotate: Callable[[], None]) -> Worker:
