@@ -30,7 +30,10 @@ _PLACES = {
         "ChoicesDecision ChoicesSamplingMethod token_length_normalized greedy_token_selection "
         "unconditional_likelihood_normalized"
     ),
+    "nbsgl.lang.global_config": "global_config",
+    "nbsgl.lang.prefetch": "prefetch",
     "nbsgl.errors": " ".join(_errors.ERRORS),
+    "nbsgl.engine.config": "ServerArgs",
     "nbsgl.engine.handle": "Engine",
     "nbsgl.magics": "load_ipython_extension unload_ipython_extension",
 }

@@ -105,6 +105,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ParameterError(f"Engine(): {error}.", hint="See help(nbsgl.Engine).") from None
 
 
+ServerArgs = EngineConfig  # SGLang's name; `Engine(server_args=ServerArgs(...))`
+
+
 def _allow(ok: bool, name: str, value: object, allowed: str) -> None:
     if not ok:
         raise ParameterError(name=name, value=value, allowed=allowed)

@@ -173,6 +173,8 @@ class Engine(Generation):
     ) -> None:
         if keep is not None and not (isinstance(keep, int | float) and 0 <= keep < float("inf")):
             raise ParameterError(name="keep", value=keep, allowed="seconds >= 0")
+        if "server_args" in settings:
+            model_path, settings = _from_server_args(settings, model_path)
         if isinstance(model_path, os.PathLike) or (isinstance(model_path, str) and os.path.isdir(model_path)):
             model_path = str(Path(model_path).expanduser().resolve())
         path = settings.get("tokenizer_path")  # the engine's processes have a working folder of their own
@@ -540,6 +542,17 @@ class Engine(Generation):
         with contextlib.suppress(ValueError):
             self._loop.on_crash.remove(self._crashed)
         closed.set_result(None)
+
+
+def _from_server_args(settings: dict[str, Any], model_path: str) -> tuple[str, dict[str, Any]]:
+    """All settings at once, as `ServerArgs`; they stand for themselves."""
+    args = settings["server_args"]
+    if not isinstance(args, EngineConfig):
+        raise ParameterError(name="server_args", value=args, allowed="a ServerArgs")
+    if len(settings) > 1 or model_path not in ("embedded", args.model_path):
+        raise ParameterError("Engine(server_args=...) takes no other settings.", name="server_args")
+    found = msgspec.structs.asdict(args)
+    return found.pop("model_path"), found
 
 
 def _chat_template(settings: dict[str, Any], model_path: str) -> str | None:

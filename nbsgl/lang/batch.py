@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbsgl.errors import Aborted
 from nbsgl.lang.executor import TICK_S
+from nbsgl.lang.global_config import show_waited
 from nbsgl.lang.janitor import janitor
 from nbsgl.lang.state import ProgramState
 
@@ -75,6 +76,7 @@ class Batch:
         assert state is not None
         state.wait_all()
         self._num_read = i + 1
+        show_waited(state)
         return state
 
     def _raise_first(self) -> None:

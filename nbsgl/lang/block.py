@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from nbsgl.errors import Aborted, ProgramError
 from nbsgl.lang.branch import Branch
+from nbsgl.lang.global_config import show_waited
 from nbsgl.lang.state import ProgramState
 
 
@@ -30,6 +31,7 @@ class StateBlock:
         try:
             state.end_body()
             wait_for_program(state)
+            show_waited(state)
         except BaseException as stopped:
             state.end_body(stopped)
             raise
