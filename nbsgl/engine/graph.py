@@ -47,6 +47,7 @@ from nbsgl.protocol import (
     Fork,
     Gen,
     GrammarSpec,
+    Ref,
     Root,
     SamplingParams,
     Select,
@@ -192,6 +193,8 @@ class GraphRunner:
             raise TooManyBranches(what="segments of one branch", n=branch.num_nodes, limit=MAX_SEGMENTS)
         if isinstance(node, Append):
             self._known(run, node.source).readers += 1
+        elif isinstance(node, (Gen, Select)):
+            run.owners[node.slot] = branch
         branch.nodes.append(node)
         return branch
 
@@ -242,7 +245,7 @@ class GraphRunner:
                     branch.own.append(piece)
                 return True
             case Tokens():
-                self._seqs.post_tokens(branch, self._checked_ids(node.ids))
+                self._seqs.post_tokens(branch, self._checked_ids(node.ids), packed=node.ids)
                 return True
             case Gen():
                 return self._gen(branch, node)
@@ -252,15 +255,17 @@ class GraphRunner:
                 return self._fork(branch, node)
             case Append():
                 return self._append(branch, node)
+            case Ref():
+                return self._refer(branch, node)
         raise ProgramError(f"a {type(node).__name__} cannot stand here")
 
     def _checked_ids(self, data: bytes) -> list[int]:
         if len(data) % 4:
             raise ParameterError(name="input_ids", value=f"{len(data)} bytes", allowed="int32 token ids")
         ids = unpack_ids(data)
-        for token in ids:
-            if not 0 <= token < self.vocab_size:
-                raise ParameterError(name="input_ids", value=token, allowed=f"0..{self.vocab_size - 1}")
+        if ids and not (min(ids) >= 0 and max(ids) < self.vocab_size):
+            wrong = next(token for token in ids if not 0 <= token < self.vocab_size)
+            raise ParameterError(name="input_ids", value=wrong, allowed=f"0..{self.vocab_size - 1}")
         return ids
 
     # ---- gen ---------------------------------------------------------------------------------------------------------
@@ -372,7 +377,9 @@ class GraphRunner:
     def _finish_gen(self, branch: Branch, slot: GenSlot) -> None:
         if slot.is_done:
             self._seqs.release(slot)
-            self._tell(branch.of, slot.event())
+            event = slot.event()
+            self._tell(branch.of, event)
+            self._keep(branch, slot.number, [result.text for result in event.results])
 
     # ---- select ------------------------------------------------------------------------------------------------------
 
@@ -429,6 +436,7 @@ class GraphRunner:
         branch.run.append(piece)
         branch.own.append(piece)
         branch.slot = None
+        self._keep(branch, slot.number, [piece[0]])
 
     # ---- fork, append ------------------------------------------------------------------------------------------------
 
@@ -469,6 +477,31 @@ class GraphRunner:
         if source.is_closed and not source.readers:
             self._forget(source)
         return True
+
+    def _refer(self, branch: Branch, node: Ref) -> bool:
+        """The text of another result, which may be under way, joins the open run."""
+        texts, owner = branch.of.texts.get(node.slot), branch.of.owners.get(node.slot)
+        if texts is not None:
+            if not 0 <= node.sample < len(texts):
+                raise ProgramError(f"slot {node.slot} has {len(texts)} results, none with index {node.sample}")
+            piece = (texts[node.sample], False)
+            branch.run.append(piece)
+            branch.own.append(piece)
+            branch.waits_for = None
+            return True
+        if owner is None:
+            raise ProgramError(f"slot {node.slot} was not submitted before the value that refers to it")
+        if owner.error is not None:
+            self._fail(branch, owner.error)
+            return True
+        branch.waits_for = owner
+        return False
+
+    def _keep(self, branch: Branch, slot: int, texts: list[str]) -> None:
+        """A result is there: those who wait for its text go on."""
+        branch.of.texts[slot] = texts
+        branch.of.owners.pop(slot, None)
+        self._wake(branch)
 
     # ---- news of a branch's own sequence -----------------------------------------------------------------------------
 

@@ -59,7 +59,10 @@ class KVPool:
         free = self._free_pages
         if num_pages > len(free):
             return None
-        pages = [free.pop() for _ in range(num_pages)]
+        begin = len(free) - num_pages
+        pages = free[begin:]
+        pages.reverse()
+        del free[begin:]
         for page in pages:
             self._page_state[page] = _GRANTED
         if self.page_size == 1:

@@ -49,14 +49,14 @@ class Sequences:
         branch.cells.append(cell)
         return [Posted(Forced(ids=pack_ids(ids)), cell, pieces=pieces)]
 
-    def post_tokens(self, branch: Branch, ids: list[int]) -> None:
-        """Forced tokens after the open run."""
+    def post_tokens(self, branch: Branch, ids: list[int], *, packed: bytes | None = None) -> None:
+        """Forced tokens after the open run; `packed` are the same, if they are there."""
         posted = self.closed_run(branch)
         cell = Cell(ids)
         branch.cells.append(cell)
         branch.own.append(cell)
         if ids:
-            posted.append(Posted(Forced(ids=pack_ids(ids)), cell))
+            posted.append(Posted(Forced(ids=pack_ids(ids) if packed is None else packed), cell))
         if posted:
             self.post(branch, posted)
 

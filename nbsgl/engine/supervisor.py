@@ -161,7 +161,7 @@ class Supervisor:
     # ---- messages ----------------------------------------------------------------------------------------------------
 
     def send(self, epoch: int, frames: list[bytes]) -> None:
-        """Frames for the worker of that epoch: kept until it is ready, dropped if it is gone."""
+        """Frames of `wire.joined` for the worker of that epoch: kept until it is ready, dropped if it is gone."""
         if epoch != self.epoch:
             return
         if not self.is_serving:
@@ -190,7 +190,7 @@ class Supervisor:
         number = next(self._numbers)
         late = EngineError(f"The worker did not answer {what!r} within {ASK_TIMEOUT_S:g} s; it may hang.")
         self._asks[number] = (then, self.loop.later(ASK_TIMEOUT_S, lambda: self._answer(number, None, late)))
-        self._post(wire.encode(Ask(ask=number, what=what, args=args)))
+        self._post(*wire.joined([wire.encode(Ask(ask=number, what=what, args=args))]))
 
     def _answer(self, number: int, value: Any, error: NbsglError | None) -> None:
         if (waiting := self._asks.pop(number, None)) is not None:
@@ -351,7 +351,7 @@ class Supervisor:
         self._failure = why
         child = self.child
         if self.phase == "serve":
-            self._post(wire.encode(Stop()))
+            self._post(*wire.joined([wire.encode(Stop())]))
             wait = CLOSE_S
         else:
             wait = 0.0  # it is loading and listens to nobody

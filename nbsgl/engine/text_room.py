@@ -109,7 +109,7 @@ class TextRoom:
         if self._frames or self._events:
             frames, self._frames = self._frames, []
             events, self._events = self._events, []
-            self._out.output(self.epoch, frames, events)
+            self._out.output(self.epoch, list(wire.joined(frames)), events)
 
     def _send(self, message: ToWorker) -> None:
         self._frames.append(wire.encode(message))

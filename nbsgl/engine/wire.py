@@ -168,6 +168,29 @@ def encode(message: Message | ToWorker | FromWorker) -> bytes:
     return data
 
 
+def joined(messages: Iterable[bytes]) -> Iterator[bytes]:
+    """Encoded messages to the worker in few frames, each a list of up to about PART_BYTES.
+
+    A frame costs as much as its sending and receiving in Python, whatever is in it: 192 for a batch of 64 prompts took
+    3 ms on either side.
+    """
+    part: list[bytes] = []
+    size = 0
+    for message in messages:
+        if part and size + len(message) > PART_BYTES:
+            yield _as_list(part)
+            part, size = [], 0
+        part.append(message)
+        size += len(message)
+    if part:
+        yield _as_list(part)
+
+
+def _as_list(messages: list[bytes]) -> bytes:
+    """msgpack's array of 32-bit length: its items follow its head."""
+    return b"".join((b"\xdd", len(messages).to_bytes(4, "big"), *messages))
+
+
 class Decoder:
     """Frames of one direction; what is no message is counted in `num_bad` and dropped."""
 

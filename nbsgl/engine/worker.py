@@ -63,7 +63,7 @@ class Link:
         self._socket.set_hwm(0)
         self._socket.linger = 200
         self._socket.connect(address)
-        self._decode = wire.Decoder(ToWorker)
+        self._decode = wire.Decoder(list[ToWorker])
 
     def send(self, message: FromWorker) -> None:
         self._socket.send(msgspec.msgpack.encode(message))
@@ -72,14 +72,12 @@ class Link:
         """All messages that are there; waits for the first one for at most `wait_s`."""
         if wait_s and not self._socket.poll(wait_s * 1000):
             return []
-        messages = []
+        messages: list[Any] = []
         while True:
             try:
-                message = self._decode(self._socket.recv(zmq.NOBLOCK))
+                messages += self._decode(self._socket.recv(zmq.NOBLOCK)) or ()
             except zmq.Again:
                 return messages
-            if message is not None:
-                messages.append(message)
 
     def close(self) -> None:
         self._context.destroy(linger=200)

@@ -34,8 +34,8 @@ class Room:
         self.room = TextRoom(EngineConfig.of(**{"skip_tokenizer_init": True, **settings}), outputs)
 
     def _output(self, epoch: int, frames: list[bytes], events: list[EventsOf]) -> None:
-        decode = msgspec.msgpack.Decoder(ToWorker).decode
-        self.frames += [(epoch, decode(frame)) for frame in frames]
+        decode = msgspec.msgpack.Decoder(list[ToWorker]).decode
+        self.frames += [(epoch, message) for frame in frames for message in decode(frame)]
         self.events += events
 
     def work(self) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from nbsgl.engine import wire
 from nbsgl.engine.credit import WINDOW, Outbox
+from nbsgl.engine.segments import CloseSeq, ToWorker
 from nbsgl.errors import Aborted, RequestTooLarge
 from nbsgl.protocol import (
     BranchFailed,
@@ -185,3 +186,17 @@ def test_forged_acks_change_nothing() -> None:
     box.ack(10)
     box.ack(-1)
     assert box.acked == 0
+
+
+def test_messages_to_the_worker_travel_together_and_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    messages = [CloseSeq(seq=i) for i in range(70_000)]
+    encoded = [wire.encode(message) for message in messages]
+    decode = wire.Decoder(list[ToWorker])
+    frames = list(wire.joined(encoded))
+    assert len(frames) == 1
+    assert decode(frames[0]) == messages
+    monkeypatch.setattr(wire, "PART_BYTES", 10 * len(encoded[0]))
+    frames = list(wire.joined(encoded[:95]))
+    assert len(frames) == 10
+    assert [message for frame in frames for message in decode(frame)] == messages[:95]
+    assert list(wire.joined([])) == []
