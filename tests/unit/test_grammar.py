@@ -303,7 +303,8 @@ def test_random_schemas_are_kept(vocabs: dict[str, TokenVocab], value: dict[str,
         text = sample(schema(value), vocab, rng, most=40)
         if text is not None:
             jsonschema.validate(json.loads(text), value)
-            assert text == json.dumps(json.loads(text), ensure_ascii=False) or "\\" in text
+            is_odd = "\\" in text or "-0" in text  # what json writes otherwise
+            assert is_odd or text == json.dumps(json.loads(text), ensure_ascii=False)
 
 
 KEYWORDS = [
