@@ -22,6 +22,8 @@ class Run:
 
     key: tuple[object, int]
     branches: dict[int, Branch] = field(default_factory=dict)
+    owners: dict[int, Branch] = field(default_factory=dict)  # of slots without a result
+    texts: dict[int, list[str]] = field(default_factory=dict)  # of slots with results
 
 
 @dataclass(slots=True)
@@ -70,7 +72,7 @@ class Branch:
     posted: dict[int, Posted] = field(default_factory=dict)
     generation: int = 0
     slot: Slot | None = None  # the select the branch waits for
-    waits_for: Branch | None = None  # the source of an `Append`
+    waits_for: Branch | None = None  # the source of an `Append`, or the owner of a `Ref`'s slot
     children: list[Branch] = field(default_factory=list)  # submitted forks, until they are born
     readers: int = 0  # Appends that still want this branch's text
     is_closed: bool = False

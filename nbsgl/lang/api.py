@@ -44,13 +44,15 @@ def gen(
     type: Any = None,
     repetition_penalty: float | None = None,
     logit_bias: dict[int, float] | None = None,
+    list_append: bool = False,
 ) -> Expr:
     """A hole that the model fills; its text becomes the variable `name`.  None means the run's default.
 
     At most one of `type` (or `dtype`: int, float, bool, str, Literal, an Enum, dates, unions of these, a compiled
     regex, lists, dicts, classes with fields), `choices` (then it is a `select`), `regex` and `json_schema` (a dict, a
     JSON string, or a class) constrains the text; `s.value(name)` gives it as a value.  `max_tokens="fit"` means as many
-    as fit the context.  With n > 1 the variable is a list and the program goes on with the first.
+    as fit the context.  With n > 1 the variable is a list and the program goes on with the first; with `list_append`
+    the text is added to the list that `name` is, or becomes.
     Raises `ParameterError` or `BadRegex` at once.
     """
     given = {
@@ -89,14 +91,16 @@ def gen(
             _warned.add(where)
             logger.warning("%s: %s mean(s) nothing to a gen with choices.", where, ", ".join(unused))
         checked(given)
-        return _select(name, choices, temperature or 0.0, choices_method, seed, where)
+        expr = _select(name, choices, temperature or 0.0, choices_method, seed, where, list_append)
+        expr.ignored = tuple(unused)
+        return expr
     if choices_method is not None:
         raise ParameterError(name="choices_method", value=choices_method, allowed="given only together with choices=")
-    _check_name(name)
+    _check_name(name, list_append)
     found = constraint(regex, json_schema, dtype if type is None else type, "dtype" if type is None else "type")
     if found is None:
-        return GenExpr(name, checked(given), where=where)
-    return GenExpr(name, checked(given), found.grammar, found.stop, where, found.reader)
+        return GenExpr(name, checked(given), where=where, list_append=list_append)
+    return GenExpr(name, checked(given), found.grammar, found.stop, where, found.reader, list_append)
 
 
 def gen_int(*args: Any, **kwargs: Any) -> Expr:
@@ -148,8 +152,9 @@ def _select(
     method: ChoicesSamplingMethod | None,
     seed: int | None,
     where: str,
-) -> Expr:
-    _check_name(name)
+    list_append: bool = False,
+) -> SelectExpr:
+    _check_name(name, list_append)
     allowed = "a list of different, non-empty strings"
     if isinstance(choices, str) or not hasattr(choices, "__iter__"):
         raise ParameterError(name="choices", value=choices, allowed=allowed)
@@ -170,10 +175,14 @@ def _select(
             allowed="an object of a ChoicesSamplingMethod class",
             hint="For example: choices_method=nbsgl.greedy_token_selection.",
         )
-    return SelectExpr(name, options, float(temperature), method, seed, where)
+    return SelectExpr(name, options, float(temperature), method, seed, where, list_append)
 
 
-def _check_name(name: object) -> None:
+def _check_name(name: object, list_append: bool = False) -> None:
+    if not isinstance(list_append, bool):
+        raise ParameterError(name="list_append", value=list_append, allowed="True or False")
+    if list_append and name is None:
+        raise ParameterError(name="name", value=name, allowed="a string with list_append=True")
     if name is not None and not isinstance(name, str):
         raise ParameterError(name="name", value=name, allowed="a string, or None")
     refuse_mark(name, "name=")

@@ -6,9 +6,9 @@ Nothing here locks; the `Executor` that owns a branch does.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from nbsgl.lang.choices import ChoicesSamplingMethod
 from nbsgl.lang.types import Reader
@@ -97,7 +97,40 @@ def _hint(result: GenResult, name: str | None) -> str:
     return f"The text itself is s[{name!r}]."
 
 
-Item = Piece | Slot
+@dataclass(slots=True, eq=False)
+class Link:
+    """The text of another result, also while it is still to come."""
+
+    slot: Slot
+    sample: int = 0
+    role: str | None = None
+    is_markup: ClassVar[bool] = False
+
+    @property
+    def text(self) -> str:
+        if self.sample:
+            return self.slot.results[self.sample].text if self.slot.results else ""
+        return self.slot.text if self.slot.is_final else ""
+
+
+Item = Piece | Slot | Link
+
+
+def slot_of(item: Item) -> Slot | None:
+    """The result whose text the item is."""
+    if isinstance(item, Link):
+        return item.slot
+    return item if isinstance(item, Slot) else None
+
+
+def slots_of(items: Iterable[Item]) -> Iterator[Slot]:
+    for item in items:
+        if (slot := slot_of(item)) is not None:
+            yield slot
+
+
+Atoms = list[str | Link]
+"""A text of which not all is known: what is, and the places of what is not."""
 
 
 class Binding:
@@ -120,6 +153,10 @@ class Binding:
         """The value, as the type its gen asked for.  Raises `BadValue`."""
         return self.value()
 
+    def atoms(self) -> Atoms | list[Atoms]:
+        """The value as text; for a list, that of each entry."""
+        raise AssertionError("no text")
+
 
 @dataclass(slots=True, eq=False)
 class Sampled(Binding):
@@ -134,6 +171,11 @@ class Sampled(Binding):
     def typed(self) -> Any:
         return self.slot.typed
 
+    def atoms(self) -> Atoms | list[Atoms]:
+        num = self.slot.node.params.n if isinstance(self.slot.node, Gen) else 1
+        each: list[Atoms] = [[Link(self.slot, sample)] for sample in range(num)]
+        return each if num > 1 else each[0]
+
 
 @dataclass(slots=True, eq=False)
 class Given(Binding):
@@ -143,6 +185,11 @@ class Given(Binding):
 
     def value(self) -> Any:
         return self.given
+
+    def atoms(self) -> Atoms | list[Atoms]:
+        is_list = isinstance(self.given, (list, tuple))
+        each: list[Atoms] = [[str(one)] for one in (self.given if is_list else [self.given])]
+        return each if is_list else each[0]
 
 
 @dataclass(slots=True, eq=False)
@@ -159,10 +206,16 @@ class Span(Binding):
         return self.end is None
 
     def slots(self) -> Iterator[Slot]:
-        yield from (item for item in self.items[self.start : self.end] if isinstance(item, Slot))
+        yield from slots_of(self.items[self.start : self.end])
 
     def value(self) -> str:
         return "".join(item.text for item in self.items[self.start : self.end])
+
+    def atoms(self) -> Atoms | list[Atoms]:
+        found: Atoms = []
+        for item in self.items[self.start : self.end]:
+            found.append(Link(item) if isinstance(item, Slot) else item if isinstance(item, Link) else item.text)
+        return found
 
 
 @dataclass(slots=True, eq=False)
@@ -185,6 +238,41 @@ class Gathered(Binding):
 
     def typed(self) -> list[Any]:
         return [failure(child) or child.typed() for _, child in self.children]
+
+    def atoms(self) -> Atoms | list[Atoms]:
+        return [flat(child.atoms()) for _, child in self.children]
+
+
+@dataclass(slots=True, eq=False)
+class Listed(Binding):
+    """The list that a name becomes by `list_append`."""
+
+    entries: list[Binding]
+
+    def slots(self) -> Iterator[Slot]:
+        for entry in self.entries:
+            yield from entry.slots()
+
+    def value(self) -> list[Any]:
+        return [entry.value() for entry in self.entries]
+
+    def typed(self) -> list[Any]:
+        return [entry.typed() for entry in self.entries]
+
+    def atoms(self) -> Atoms | list[Atoms]:
+        return [flat(entry.atoms()) for entry in self.entries]
+
+
+def flat(atoms: Atoms | list[Atoms], sep: str = "") -> Atoms:
+    """A list's entries as one text, with `sep` between them."""
+    found: Atoms = []
+    for place, atom in enumerate(atoms):
+        if isinstance(atom, list):
+            found += [sep] if place else []
+            found += atom
+        else:
+            found.append(atom)
+    return found
 
 
 def failure(binding: Binding) -> BaseException | None:
@@ -267,7 +355,8 @@ class Branch:
         )
 
     def slots(self) -> Iterator[Slot]:
-        yield from (item for item in self.items if isinstance(item, Slot))
+        """The results its text depends on."""
+        return slots_of(self.items)
 
     def own_slots(self) -> Iterator[Slot]:
         return (slot for slot in self.slots() if slot.node.branch == self.number)

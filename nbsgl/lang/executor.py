@@ -272,16 +272,26 @@ class Executor:
             self._fail(branch, self._explained(branch, slot, errors.decode(event.error)))
         else:  # nobody can reach the branch, but somebody may wait for its results
             for lost in [slot for slot in self._slots.values() if slot.node.branch == event.branch]:
-                lost.end("failed", errors.decode(event.error))
+                lost.end("failed", self._explained(self._dropped(event.branch), lost, errors.decode(event.error)))
                 self._slots.pop(lost.number)
             self._spread()
 
     # ---- failing -----------------------------------------------------------------------------------------------------
 
-    def _explained(self, branch: Branch, slot: Slot | None, cause: BaseException) -> BaseException:
+    def _dropped(self, number: int) -> Branch | None:
+        """A branch that nobody can reach any more, while others of its program can be."""
+        for reachable in self.branches.values():
+            for branch in reachable.scope.branches:
+                if branch.number == number:
+                    return branch
+        return None
+
+    def _explained(self, branch: Branch | None, slot: Slot | None, cause: BaseException) -> BaseException:
         """The error every later access raises: which program, line and variable, with the cause behind it."""
         slot = slot or next((s for s in branch.own_slots() if not s.is_final), None)
         scope = branch.scope
+        if branch is None:
+            return cause
         where = slot.where if slot else scope.where
         values: dict[str, Any] = {
             "program": scope.title,

@@ -201,6 +201,7 @@ class GenExpr(Expr):
     more_stop: tuple[str, ...] = ()
     where: str = ""
     reader: Reader | None = None
+    list_append: bool = False
     kind = "gen"
 
     def __repr__(self) -> str:
@@ -217,12 +218,28 @@ class SelectExpr(Expr):
     method: ChoicesSamplingMethod
     seed: int | None = None
     where: str = ""
+    list_append: bool = False
+    ignored: tuple[str, ...] = ()  # parameters that were given and mean nothing to it
     kind = "select"
     example = 's += gen("first_word", choices=[...])', 's["first_word"] == ...'
 
     def __repr__(self) -> str:
         shown = list(self.choices) if len(self.choices) <= 4 else [*self.choices[:3], "..."]
         return f"select({self.name!r}, choices={shown})"
+
+
+@dataclass(slots=True, eq=False)
+class RefExpr(Expr):
+    """The text of a variable of the run `owner`, known or not: `atoms` are texts and places of results."""
+
+    name: str | None
+    owner: object
+    atoms: tuple[Any, ...]
+    kind = "ref"
+    example = 's += f.ref("x")', 'f["x"]'
+
+    def __repr__(self) -> str:
+        return f"ref({self.name!r})"
 
 
 @dataclass(slots=True, eq=False)

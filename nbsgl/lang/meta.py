@@ -5,8 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from nbsgl.lang import choices
-from nbsgl.lang.branch import Slot
+from nbsgl.lang.branch import Binding, Listed, Sampled, Slot
 from nbsgl.protocol import Finish, GenResult, Logprobs, Select, TokenLogprob
+
+
+def meta_info_of(run_id: str, binding: Binding) -> Any:
+    """Of a variable; for a list made by `list_append`, one for each sampled entry.  None if it was not sampled."""
+    if isinstance(binding, Listed):
+        return [meta_info_of(run_id, entry) for entry in binding.entries]
+    return meta_info(run_id, binding.slot) if isinstance(binding, Sampled) else None
 
 
 def meta_info(run_id: str, slot: Slot) -> dict[str, Any] | list[dict[str, Any]]:

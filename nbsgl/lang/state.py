@@ -11,7 +11,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from nbsgl.errors import (
     Aborted,
@@ -29,6 +29,8 @@ from nbsgl.lang.branch import (
     Branch,
     Gathered,
     Given,
+    Link,
+    Listed,
     Message,
     Piece,
     Sampled,
@@ -36,17 +38,21 @@ from nbsgl.lang.branch import (
     Slot,
     Span,
     failure,
+    flat,
     is_ready,
 )
 from nbsgl.lang.executor import TICK_S, Executor
 from nbsgl.lang.group import ProgramStateGroup
-from nbsgl.lang.ir import Expr, GenExpr, RoleBegin, RoleEnd, SelectExpr, TextExpr, parts, refuse_mark
+from nbsgl.lang.ir import Expr, GenExpr, RefExpr, RoleBegin, RoleEnd, SelectExpr, TextExpr, parts, refuse_mark
 from nbsgl.lang.janitor import janitor
-from nbsgl.lang.meta import meta_info
+from nbsgl.lang.meta import meta_info_of
 from nbsgl.lang.params import resolve
 from nbsgl.lang.streams import AsyncWaiter, Cursor
 from nbsgl.lang.view import run_view
-from nbsgl.protocol import Choose, Gen, ModelInfo, RunView, Select, Text
+from nbsgl.protocol import Choose, Gen, ModelInfo, Ref, RunView, Select, Text
+
+if TYPE_CHECKING:
+    from nbsgl.lang.explain import Explanation
 
 _INSTEAD = {
     "stream_executor": "s.text(), s.messages(), s[name], s.get_meta_info(name)",
@@ -96,6 +102,9 @@ class ProgramState:
         if isinstance(item, TextExpr):
             self._add_text(item.text, is_special=item.raw or self.branch.role is None)
             return None
+        if isinstance(item, RefExpr):
+            self._add_ref(item)
+            return None
         assert info is not None
         if isinstance(item, RoleBegin):
             self._begin_role(item.role, info)
@@ -114,6 +123,22 @@ class ProgramState:
             self.branch.items.append(Piece(text, self.branch.role, is_markup))
             number = self.branch.number
             self.executor.queue(self.branch, Text(branch=number, text=text, parse_special=is_special))
+
+    def _add_ref(self, expr: RefExpr) -> None:
+        if expr.owner is not self.executor:
+            raise ProgramError(
+                f"{expr!r} belongs to another run: only a value can go from one to the other.",
+                hint=f"Write s += other[{expr.name!r}].",
+            )
+        branch = self.branch
+        for atom in expr.atoms:
+            if isinstance(atom, str) or atom.slot.status == "done":
+                self._add_text(atom if isinstance(atom, str) else atom.text, is_special=False)
+                continue
+            if atom.slot.error is not None:
+                self._raise(atom.slot.error)
+            branch.items.append(Link(atom.slot, atom.sample, branch.role))
+            self.executor.queue(branch, Ref(branch=branch.number, slot=atom.slot.number, sample=atom.sample))
 
     def _begin_role(self, role: str, info: ModelInfo) -> None:
         branch = self.branch
@@ -155,7 +180,8 @@ class ProgramState:
         )
         with_text = bool({**scope.defaults, **expr.given}.get("return_text_in_logprobs", False))
         role, seed = self.branch.role, scope.seed
-        return self._add_slot(Slot(node, expr.where, role, with_text=with_text, run_seed=seed, reader=expr.reader))
+        slot = Slot(node, expr.where, role, with_text=with_text, run_seed=seed, reader=expr.reader)
+        return self._add_slot(slot, expr.list_append)
 
     def _add_select(self, expr: SelectExpr) -> Slot:
         method = choices.method_name(expr.method)
@@ -174,12 +200,32 @@ class ProgramState:
             name=expr.name,
         )
         role, seed = self.branch.role, self.branch.scope.seed
-        return self._add_slot(Slot(node, expr.where, role, method=expr.method, run_seed=seed))
+        return self._add_slot(Slot(node, expr.where, role, method=expr.method, run_seed=seed), expr.list_append)
 
-    def _add_slot(self, slot: Slot) -> Slot:
+    def _add_slot(self, slot: Slot, list_append: bool) -> Slot:
+        binding: Binding = Sampled(slot)
+        if list_append:
+            binding = Listed([*self._entries(slot), binding])
         self.executor.add_slot(self.branch, slot)
-        self.branch.bindings[slot.name] = Sampled(slot)
+        self.branch.bindings[slot.name] = binding
         return slot
+
+    def _entries(self, slot: Slot) -> list[Binding]:
+        """What the list that the result is added to already has; a new one has nothing."""
+        if isinstance(slot.node, Gen) and slot.node.params.n > 1:
+            raise ParameterError(name="n", value=slot.node.params.n, allowed="1 with list_append=True")
+        before = self.branch.bindings.get(slot.name)
+        if before is None:
+            return []
+        if isinstance(before, Listed):
+            return before.entries
+        if isinstance(before, Gathered) and not before.keeps_errors:
+            return [child for _, child in before.children]
+        if isinstance(before, Given) and isinstance(before.given, list):
+            return [Given(value) for value in before.given]
+        raise ProgramError(
+            f"list_append: {slot.name!r} is no list, but was bound to one value before.", hint="Use another name."
+        )
 
     def _seed(self) -> int:
         """The same for the same place in the same program, whatever else runs: 63 bits."""
@@ -320,6 +366,36 @@ class ProgramState:
                 _note_failed(error, binding)
             self._raise(error)
 
+    def ref(self, name: str | None, sep: str | None = None) -> Expr:
+        """A hole for the text of this variable, which need not be there yet: `s += "Tip: " + f.ref("tip")` waits for
+        nothing.  It may be added to any state of the same run.  A list's entries are joined with `sep`.
+        """
+        if sep is not None and not isinstance(sep, str):
+            raise ParameterError(name="sep", value=sep, allowed="a string, or None")
+        with self.executor.lock:
+            binding = self.branch.bindings.get(name)
+            if binding is None:
+                raise self.unknown(name)
+            error = failure(binding)
+            if error is not None:
+                self._raise(error)
+            if binding.is_open:
+                raise ProgramError(
+                    f"The variable {name!r} is still being made: it ends with its `with s.var_scope(...)` block, "
+                    "and a text cannot be a part of itself.",
+                    hint="Refer to it after the block.",
+                )
+            atoms = binding.atoms()
+        is_list = isinstance(binding, (Gathered, Listed)) or any(isinstance(atom, list) for atom in atoms)
+        if is_list and sep is None:
+            raise ParameterError(
+                name="sep",
+                value=sep,
+                allowed=f"a string: {name!r} is a list",
+                hint=f"s.ref({name!r}, sep=', ') joins its entries.",
+            )
+        return RefExpr(name, self.executor, tuple(flat(atoms, sep or "")))
+
     def set_var(self, name: str, value: Any) -> None:
         """Bind any object to a name."""
         if isinstance(value, Expr):
@@ -337,14 +413,17 @@ class ProgramState:
             return binding is not None and failure(binding) is None
 
     def get_meta_info(self, name: str | None) -> Any:
-        """Wait for this variable; how it came about, in SGLang's keys.  None if it is unknown, or not sampled."""
+        """Wait for this variable; how it came about, in SGLang's keys.  None if it is unknown, or not sampled.
+
+        Of a gen with n > 1, and of a list made by `list_append`, a list.
+        """
         if self.is_growing() and name not in self.branch.bindings:
             self._demand(lambda: name in self.branch.bindings or not self.is_growing())
         binding = self.branch.bindings.get(name)
-        if not isinstance(binding, Sampled):
+        if not isinstance(binding, (Sampled, Listed)):
             return None
         self._await_binding(binding)
-        return meta_info(self.executor.id, binding.slot)
+        return meta_info_of(self.executor.id, binding)
 
     @property
     def ret_value(self) -> Any:
@@ -536,6 +615,12 @@ class ProgramState:
             self.executor.wake_all()
 
     # ---- looking -----------------------------------------------------------------------------------------------------
+
+    def explain(self) -> Explanation:
+        """The program's graph as far as it has come, what it sent and computed, and what was to be expected."""
+        from nbsgl.lang.explain import explain_state
+
+        return explain_state(self)
 
     def run_view(self) -> RunView:
         """A picture of the whole program now; waits for nothing, and may be called from any thread."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nbsgl.lang.branch import Binding, Sampled, Slot, failure, is_ready
+from nbsgl.lang.branch import Binding, Link, Sampled, Slot, failure, is_ready
 from nbsgl.lang.meta import meta_info, triples
 
 if TYPE_CHECKING:
@@ -48,6 +48,10 @@ class Cursor:
                     return "".join(out)
                 if not item.is_final:
                     return "".join(out)
+            elif isinstance(item, Link) and item.slot.status != "done":
+                if item.slot.error is not None:
+                    self._finish(item.slot.error)
+                return "".join(out)
             else:
                 out.append(item.text)
             self._item += 1

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from nbsgl.errors import Aborted, StateFailed
-from nbsgl.lang.branch import Binding, Branch, Given, Item, Scope, Slot, failure, is_ready
+from nbsgl.lang.branch import Binding, Branch, Given, Item, Scope, Slot, failure, is_ready, slot_of
 from nbsgl.protocol import BranchView, RunView, SegmentView, Select, Status
 
 
@@ -56,12 +56,13 @@ def _branch_status(branch: Branch) -> Status:
 
 def _branch_view(branch: Branch, root: Branch) -> BranchView:
     first = 0 if branch is root else branch.inherited
-    blocked = any(isinstance(item, Slot) and not item.is_final for item in branch.items[:first])
+    blocked = any(_is_pending(item) for item in branch.items[:first])
     segments: list[SegmentView] = []
     for place, item in enumerate(branch.items[first:], first):
+        blocked = blocked or (_is_pending(item) and not isinstance(item, Slot))  # a value that is still to come
         status: Status = "queued" if blocked or place >= branch.num_sent else "done"
         segments.append(_segment_view(item, status, branch.scope.began, place >= branch.inherited))
-        blocked = blocked or (isinstance(item, Slot) and not item.is_final)
+        blocked = blocked or _is_pending(item)
     return BranchView(
         id=branch.number,
         parent=None if branch is root or branch.parent is None else branch.parent.number,
@@ -69,6 +70,11 @@ def _branch_view(branch: Branch, root: Branch) -> BranchView:
         status=_branch_status(branch),
         segments=segments,
     )
+
+
+def _is_pending(item: Item) -> bool:
+    slot = slot_of(item)
+    return slot is not None and not slot.is_final
 
 
 def _segment_view(item: Item, status: Status, began: float, is_own: bool) -> SegmentView:

@@ -32,6 +32,7 @@ from nbsgl.protocol import (
     Listener,
     Logprobs,
     ModelInfo,
+    Ref,
     RoleFormat,
     Root,
     Select,
@@ -83,6 +84,8 @@ class FakeRun:
         self.backend, self.listener = backend, listener
         self.branches: dict[int, FakeBranch] = {}
         self.all_nodes: list[AnyNode] = []
+        self.owners: dict[int, FakeBranch] = {}
+        self.texts: dict[int, list[str]] = {}
         self.aborted: list[int] = []
         self.is_closed = False
 
@@ -111,6 +114,8 @@ class FakeRun:
         else:
             branch = self.branches[node.branch]
             assert not branch.is_closed, f"{node} after Close"
+            if isinstance(node, (Gen, Select)):
+                self.owners[node.slot] = branch
             if branch.failed is not None:
                 event = BranchFailed(branch=node.branch, slot=getattr(node, "slot", -1), error=branch.failed)
                 self.backend.told.append((self, event))
@@ -261,6 +266,13 @@ class FakeBackend:
             if not source.is_idle:
                 return False
             self._grow(branch, source.own)
+        elif isinstance(node, Ref):
+            owner, texts = run.owners[node.slot], run.texts.get(node.slot)
+            if texts is None:
+                if owner.failed is not None:
+                    run.fail(branch, owner.failed)
+                return owner.failed is not None
+            self._grow(branch, texts[node.sample])
         elif isinstance(node, Gen):
             if not self._is_due(run, node.slot):
                 return False
@@ -303,6 +315,7 @@ class FakeBackend:
                     event = Chunk(branch=branch.number, slot=node.slot, text=chunk, ids=ids, logprobs=logprobs)
                     self.told.append((run, event))
         self._grow(branch, results[0].text)
+        run.texts[node.slot] = [result.text for result in results]
         self.told.append((run, GenDone(branch=branch.number, slot=node.slot, results=results)))
         return True
 
@@ -329,6 +342,7 @@ class FakeBackend:
                 return False
             branch.waits_for = None
             self._grow(branch, node.choices[branch.chosen[node.slot]])
+            run.texts[node.slot] = [node.choices[branch.chosen[node.slot]]]
             return True
         if not self._is_due(run, node.slot):
             return False
@@ -353,6 +367,7 @@ class FakeBackend:
             branch.waits_for = node.slot
             return False
         self._grow(branch, node.choices[index])
+        run.texts[node.slot] = [node.choices[index]]
         return True
 
 

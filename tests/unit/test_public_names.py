@@ -103,7 +103,13 @@ def test_gen_has_sglangs_positions_in_order() -> None:
         "regex",
         "json_schema",
     ]
-    assert [p.name for p in kinds if p.kind is p.KEYWORD_ONLY] == ["seed", "type", "repetition_penalty", "logit_bias"]
+    assert [p.name for p in kinds if p.kind is p.KEYWORD_ONLY] == [
+        "seed",
+        "type",
+        "repetition_penalty",
+        "logit_bias",
+        "list_append",
+    ]
 
 
 def test_sglangs_deep_paths() -> None:
