@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nbsgl.errors import ProgramError
 from nbsgl.lang.branch import Binding, Scope, Span, failure, is_ready
@@ -22,6 +22,9 @@ from nbsgl.lang.program_graph import GraphNode, Op, ProgramGraph, Shared, SubPro
 from nbsgl.lang.state import ProgramState
 from nbsgl.lang.symbols import Symbol, replaced
 from nbsgl.lang.trace import TraceGroup, TraceState
+
+if TYPE_CHECKING:
+    from nbsgl.lang.explain import Explanation
 
 
 class CompiledProgram(SglFunction):
@@ -43,6 +46,12 @@ class CompiledProgram(SglFunction):
         """The same program with some arguments fixed, compiled anew."""
         again = self.program.bind(**kwargs)
         return again.compile(self.backend, passes=self.passes, outputs=self.graph.outputs, **self._fixed_for(again))
+
+    def explain(self, *, analyze: bool = False, backend: Any = None, **args: Any) -> Explanation:
+        """What runs, with these arguments filled in; see `SglFunction.explain`."""
+        from nbsgl.lang.explain import explain_compiled
+
+        return explain_compiled(self, self.backend if backend is None else backend, self.merged(args), analyze)
 
     def _fixed_for(self, program: SglFunction) -> dict[str, Any]:
         return {name: value for name, value in self.graph.known.items() if name not in program.bind_arguments}

@@ -100,6 +100,7 @@ class Executor:
         self._waiters: list[Waiter] = []
         self.lease = Lease(self)
         self._info: ModelInfo | None = None
+        self.num_submissions = 0  # that asked for something
         self.branches: dict[int, Branch] = {}  # that somebody can reach
         self.id = os.urandom(6).hex()
 
@@ -167,6 +168,7 @@ class Executor:
                 if self.lease.run is None:
                     self.lease.run = self.backend.open_run(self.lease.listen)
                 self.lease.run.submit(joined(nodes))
+                self.num_submissions += not all(isinstance(node, Close) for node in nodes)
             except NbsglError as error:
                 self._lose(touched, error)
             except BaseException as error:  # an interrupt: it may have arrived
@@ -288,10 +290,10 @@ class Executor:
 
     def _explained(self, branch: Branch | None, slot: Slot | None, cause: BaseException) -> BaseException:
         """The error every later access raises: which program, line and variable, with the cause behind it."""
-        slot = slot or next((s for s in branch.own_slots() if not s.is_final), None)
-        scope = branch.scope
         if branch is None:
             return cause
+        slot = slot or next((s for s in branch.own_slots() if not s.is_final), None)
+        scope = branch.scope
         where = slot.where if slot else scope.where
         values: dict[str, Any] = {
             "program": scope.title,

@@ -266,7 +266,7 @@ def share_prefixes(graph: ProgramGraph) -> ProgramGraph:
     for node in graph.nodes:
         if node.op is Op.FORK and node.after is not None:
             users[node.after] = users.get(node.after, 0) + 1
-    said += [f"all up to %{at} is computed once for {count} branches" for at, count in users.items() if count > 1]
+    said += [f"all up to %{at} is the same for {count} branches" for at, count in users.items() if count > 1]
     return graph.with_note("P2 shared prefix first", "; ".join(said) or "no prefix is shared within one call")
 
 

@@ -26,6 +26,7 @@ from nbsgl.lang.trace import current, trace_program
 
 if TYPE_CHECKING:
     from nbsgl.lang.compiled import CompiledProgram
+    from nbsgl.lang.explain import Explanation
     from nbsgl.lang.trace import Trace
 
 logger = logging.getLogger("nbsgl")
@@ -186,6 +187,34 @@ class SglFunction:
         from nbsgl.lang.compiled import compiled
 
         return compiled(self, backend, passes, outputs, known_args)
+
+    def explain(self, *, analyze: bool = False, backend: Any = None, **args: Any) -> Explanation:
+        """The program's graph for these arguments: what would be sent and, with an engine, computed; shown as text or
+        in a notebook as a drawing.
+
+        Computes nothing, but for a look at the engine's tokenizer and cache.  With `analyze` it runs the program once
+        and shows what that took beside.
+        """
+        from nbsgl.lang.explain import explain_program
+
+        return explain_program(self, self.backend if backend is None else backend, args, analyze)
+
+    def cache(self, backend: Any = None) -> int:
+        """Have the text that every call begins with computed and kept by the engine; how many tokens of it are cached.
+
+        Waits for it.  0 for a program that begins with an argument or a gen.
+        """
+        from nbsgl.lang.prefetch import Prefetch, known_start
+
+        items = known_start(self.trace(strict=False).graph)
+        if not items:
+            return 0
+        going = Prefetch(default.resolve(self.backend if backend is None else backend), items, caller())
+        try:
+            return going.wait()
+        except BaseException:
+            going.cancel()
+            raise
 
     def traced_arguments(self, known: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         """The arguments with a value (given, bound or by default), and the names of the others."""

@@ -139,6 +139,7 @@ class Demand:
     where: str
     name: str
     var: int
+    at: int  # nodes made before it
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from nbsgl.errors import HoleError, NbsglError, ParameterError, ProgramError, RoleError, TraceError, UnknownVariable
 from nbsgl.lang import api
+from nbsgl.lang.default import default
 from nbsgl.lang.ir import (
     Expr,
     GenExpr,
@@ -31,6 +32,7 @@ from nbsgl.lang.program_graph import Demand, GraphNode, Op, Path, ProgramGraph, 
 from nbsgl.lang.symbols import Symbol, symbols_in
 
 if TYPE_CHECKING:
+    from nbsgl.lang.explain import Explanation
     from nbsgl.lang.program import SglFunction
     from nbsgl.protocol import Backend
 
@@ -67,6 +69,10 @@ class Recorder:
         node = replace(node, id=len(self.nodes), block=self.block)
         self.nodes.append(node)
         return node
+
+    def demand(self, name: str, var: int) -> None:
+        if self.stopped is None:
+            self.demands.append(Demand(caller(), name, var, len(self.nodes)))
 
     def stop(self, error: TraceError) -> None:
         if self.stopped is None:
@@ -196,7 +202,7 @@ class TraceState:
         value = self.ref(name)
         for symbol in symbols_in(value):
             if symbol.var is not None:
-                self.recorder.demands.append(Demand(caller(), symbol.name, symbol.var))
+                self.recorder.demand(symbol.name, symbol.var)
         return value
 
     __getitem__ = get_var
@@ -229,7 +235,7 @@ class TraceState:
         """The text so far, as a symbol."""
         var = self.recorder.new_var()
         self._record(Op.TEXT, defines=(("text()", var),))
-        self.recorder.demands.append(Demand(caller(), "text()", var))
+        self.recorder.demand("text()", var)
         return self.recorder.symbol("text()", var)
 
     def sync(self) -> None:
@@ -429,6 +435,17 @@ class Trace:
     def flatten_nodes(self) -> list[NodeView]:
         """The nodes of all branches, in the order they were made."""
         return [NodeView(self.graph, node) for node in self.graph.nodes]
+
+    def explain(self) -> Explanation:
+        """The graph with its edges and submissions, and what is expected of the cache."""
+        from nbsgl.lang.explain import explain_graph
+
+        return explain_graph(self.graph, self._backend or default.get())
+
+    def _repr_html_(self) -> str:
+        from nbsgl.lang.explain_html import html
+
+        return html(self.explain())
 
     def __repr__(self) -> str:
         until = "" if self.complete else f", stopped at {self.stopped_at}"

@@ -489,7 +489,7 @@ def test_programs_called_inside_are_part_of_the_graph(backend) -> None:
 
     @sgl.function
     def body(s, topic):
-        one, two = helper(topic), helper.run(topic=topic + "s")
+        one, two = helper(topic, backend=backend), helper.run(topic=topic + "s", backend=backend)
         s += one["tip"] + two["tip"] + sgl.gen("end", temperature=0)
 
     compiled = body.compile()
