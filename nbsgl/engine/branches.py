@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -30,7 +30,7 @@ class Run:
 class Cell:
     """A stretch of tokens: known (forced, or drawn), or still None while it is being drawn.  Shared by forks."""
 
-    ids: list[int] | None = None
+    ids: Sequence[int] | None = None
 
 
 @dataclass(slots=True)
@@ -73,6 +73,7 @@ class Branch:
     generation: int = 0
     slot: Slot | None = None  # the select the branch waits for
     waits_for: Branch | None = None  # the source of an `Append`, or the owner of a `Ref`'s slot
+    is_awaited: bool = False  # others wait for it (`waits_for`), or did since they were last looked for
     children: list[Branch] = field(default_factory=list)  # submitted forks, until they are born
     readers: int = 0  # Appends that still want this branch's text
     is_closed: bool = False

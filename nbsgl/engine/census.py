@@ -80,7 +80,7 @@ def _sequences(scheduler: Scheduler) -> list[str]:
         slots = [slot for node in path for slot in node.slots]
         if slots != seq.slots[: seq.cached_len]:
             found.append(f"I2: sequence {seq.id}'s first {seq.cached_len} slots are not those of its path")
-        if [token for node in path for token in node.key] != seq.tokens[: seq.cached_len]:
+        if [token for node in path for token in node.key] != seq.tokens[: seq.cached_len].tolist():
             found.append(f"I2: sequence {seq.id}'s path is not its tokens")
         if seq.cached_len % size or len(seq.slots) % size:
             found.append(f"I2: sequence {seq.id} holds parts of pages")

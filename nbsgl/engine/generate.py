@@ -251,7 +251,7 @@ def _prompts(prompt: Any, input_ids: Any) -> tuple[list[Any], bool]:
 
 def _packed(ids: Sequence[int]) -> bytes:
     try:
-        return pack_ids(ids)
+        return pack_ids(ids if isinstance(ids, list) else list(ids))
     except (TypeError, ValueError, OverflowError):
         raise ParameterError(name="input_ids", value=ids, allowed="lists of token ids") from None
 

@@ -9,6 +9,7 @@ segments of one sequence, however many gens follow each other.  Only a `Select` 
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 
@@ -54,6 +55,7 @@ from nbsgl.protocol import (
     Text,
     Tokens,
     pack_ids,
+    unpack_array,
     unpack_ids,
 )
 
@@ -259,14 +261,16 @@ class GraphRunner:
                 return self._refer(branch, node)
         raise ProgramError(f"a {type(node).__name__} cannot stand here")
 
-    def _checked_ids(self, data: bytes) -> list[int]:
+    def _checked_ids(self, data: bytes) -> array[int]:
+        import numpy as np  # not above: the front starts without it, and `TextRoom` reads it meanwhile
+
         if len(data) % 4:
             raise ParameterError(name="input_ids", value=f"{len(data)} bytes", allowed="int32 token ids")
-        ids = unpack_ids(data)
-        if ids and not (min(ids) >= 0 and max(ids) < self.vocab_size):
-            wrong = next(token for token in ids if not 0 <= token < self.vocab_size)
+        unsigned = np.frombuffer(data, "<u4")  # what is below zero is far too large
+        if unsigned.size and unsigned.max() >= self.vocab_size:
+            wrong = next(token for token in unpack_ids(data) if not 0 <= token < self.vocab_size)
             raise ParameterError(name="input_ids", value=wrong, allowed=f"0..{self.vocab_size - 1}")
-        return ids
+        return unpack_array(data)
 
     # ---- gen ---------------------------------------------------------------------------------------------------------
 
@@ -462,6 +466,7 @@ class GraphRunner:
             return True
         if not source.is_idle:
             branch.waits_for = source
+            source.is_awaited = True
             return False
         branch.waits_for = None
         for item in list(source.own):
@@ -495,6 +500,7 @@ class GraphRunner:
             self._fail(branch, owner.error)
             return True
         branch.waits_for = owner
+        owner.is_awaited = True
         return False
 
     def _keep(self, branch: Branch, slot: int, texts: list[str]) -> None:
@@ -560,6 +566,9 @@ class GraphRunner:
             self._forget(branch)
 
     def _wake(self, branch: Branch) -> None:
+        if not branch.is_awaited:
+            return
+        branch.is_awaited = False
         for other in list(branch.of.branches.values()):
             if other.waits_for is branch:
                 self._advance(other)

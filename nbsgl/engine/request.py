@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -102,7 +103,7 @@ class Sequence:
     parent: int | None = None
     after: int = 0
     state: SeqState = SeqState.PARKED
-    tokens: list[int] = field(default_factory=list)
+    tokens: array[int] = field(default_factory=lambda: array("i"))
     ends: list[int] = field(default_factory=list)  # ends[k]: length when its first k segments were done
     # what it has to do
     queue: deque[Queued] = field(default_factory=deque)

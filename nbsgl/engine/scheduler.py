@@ -69,7 +69,7 @@ class Flight:
 
 
 Plan = list[tuple[Sequence, int]]  # who computes how many tokens
-Block = tuple[int, tuple[int, ...]]  # a tree node, and the tokens behind it
+Block = tuple[int, bytes]  # a tree node, and the tokens behind it
 
 
 class Scheduler:
@@ -386,7 +386,7 @@ class Scheduler:
         """The `size` known tokens right behind the sequence's cached prefix; None if there are not as many."""
         if node is None or self.tree.is_disabled or seq.needed_from() - length < size:
             return None
-        return node.id, tuple(seq.tokens[length : length + size])
+        return node.id, seq.tokens[length : length + size].tobytes()
 
     def _led_by(self, seq: Sequence) -> Block | None:
         """What others wait for while this sequence computes it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass
 
 from nbsgl.engine.batch import RowResult
@@ -9,7 +10,7 @@ from nbsgl.engine.request import ForcedRun, Queued, SampledRun, Sequence
 from nbsgl.engine.segments import Forced, Sampled, TokenScores, Update
 from nbsgl.engine.stop import Ending, StopRules, Vocab
 from nbsgl.errors import OutOfMemory, ParameterError, RequestTooLong
-from nbsgl.protocol import pack_ids, unpack_ids
+from nbsgl.protocol import pack_ids, unpack_array
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ def begin_segments(seq: Sequence, bounds: Bounds) -> None:
 
 
 def _begin_forced(seq: Sequence, head: Queued, segment: Forced, bounds: Bounds) -> None:
-    ids = unpack_ids(segment.ids)
+    ids = unpack_array(segment.ids)
     begin, end = len(seq.tokens), len(seq.tokens) + len(ids)
     if end > bounds.context_length:
         raise RequestTooLong(prompt_len=end, max_tokens=0, limit=bounds.context_length)
@@ -127,7 +128,7 @@ def ending_at_start(seq: Sequence) -> Ending | None:
 # ---- going on
 
 
-def take_token(run: SampledRun, tokens: list[int], result: RowResult) -> Ending | None:
+def take_token(run: SampledRun, tokens: array[int], result: RowResult) -> Ending | None:
     """Append a drawn token; the run's end if that was it.  Raises `stop.Refused`."""
     if run.params.return_logprob:
         run.logprobs.append(result.logprob)

@@ -49,7 +49,7 @@ class Sequences:
         branch.cells.append(cell)
         return [Posted(Forced(ids=pack_ids(ids)), cell, pieces=pieces)]
 
-    def post_tokens(self, branch: Branch, ids: list[int], *, packed: bytes | None = None) -> None:
+    def post_tokens(self, branch: Branch, ids: Sequence[int], *, packed: bytes | None = None) -> None:
         """Forced tokens after the open run; `packed` are the same, if they are there."""
         posted = self.closed_run(branch)
         cell = Cell(ids)

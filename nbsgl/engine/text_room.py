@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import queue
@@ -180,6 +181,7 @@ class TextRoom:
 
         What is wrong with them is said when the worker is ready, after what is wrong with the model.
         """
+        importlib.import_module("numpy")  # 0.1 s before the first token ids could be checked
         folder = local_folder(self.config.tokenizer_path or self.config.model_path)
         if folder is None or self.config.skip_tokenizer_init:
             return

@@ -211,6 +211,10 @@ class Decoder:
 
 def submissions(run: int, nodes: Sequence[AnyNode]) -> Iterator[bytes]:
     """The frames that submit these nodes, each of about 4 MiB at most."""
+    whole = _encoder.encode(Submit(run=run, nodes=list(nodes)))
+    if len(whole) <= PART_BYTES:
+        yield whole
+        return
     part: list[AnyNode] = []
     size = 0
     for node in (piece for whole in nodes for piece in _pieces(whole)):

@@ -1,8 +1,10 @@
 """What the host costs: the scheduler by batch, and the whole path from `generate` to the first step and back.
 
-python -m tests.bench.host_path [scheduler] [path] [--shape NAME] [--profile ROWS]
+python -m tests.bench.host_path [scheduler] [parts] [path] [--shape NAME] [--profile ROWS | PART]
 
 scheduler  one step of decoding rows with a runner that does nothing: us, median and 99th percentile, and admission
+parts      the same way in one process, without sockets: processor ms of each part of it (admit, settle: of the longest
+           steps with and without waiting sequences)
 path       kernel, front and worker as processes, steps of a given length: ms from the call to the first step and from
            the last step's end to the answer, (rows, tokens) of the first steps, and processor ms of each process a call
 """
@@ -10,7 +12,9 @@ path       kernel, front and worker as processes, steps of a given length: ms fr
 from __future__ import annotations
 
 import argparse
+import contextlib
 import cProfile
+import gc
 import itertools
 import json
 import os
@@ -26,11 +30,14 @@ from typing import Any
 
 import psutil
 
+from nbsgl.engine import wire
+from nbsgl.engine.generate import requests
+from nbsgl.engine.graph import GraphRunner
 from nbsgl.engine.handle import Engine
 from nbsgl.engine.scheduler import Scheduler
-from nbsgl.engine.segments import Extend, Forced, Open, Sampled, Update
-from nbsgl.protocol import SamplingParams, pack_ids
-from tests.bench.instant_worker import VOCAB, InstantRunner, make_scheduler
+from nbsgl.engine.segments import Extend, Forced, FromWorker, Open, Sampled, ToWorker, Update, Updates
+from nbsgl.protocol import AnyEvent, SamplingParams, pack_ids
+from tests.bench.instant_worker import CONTEXT, VOCAB, InstantRunner, make_scheduler
 
 BATCHES = (1, 64, 256, 512)
 STEPS = 300
@@ -151,6 +158,97 @@ def profile(rows: int, stream: bool) -> None:
     pstats.Stats(profiler).sort_stats("tottime").print_stats(22)
 
 
+class Parts:
+    """A call's way in one process: each part takes the one before's frames."""
+
+    NAMES = ("call", "front", "worker", "first", "admit", "settle", "update", "answer")
+
+    def __init__(self, profiled: str | None = None) -> None:
+        self.took: dict[str, float] = {}
+        self.profiler = cProfile.Profile()
+        self._profiled = profiled
+        self._to_worker: list[bytes] = []
+        self._events: list[AnyEvent] = []
+        self._updates: list[Update] = []
+        self._run = 0
+        self.graph = GraphRunner(
+            None,
+            send=lambda message: self._to_worker.append(wire.encode(message)),
+            emit=lambda client, run, events: self._events.extend(events),
+            context_length=CONTEXT,
+            vocab_size=VOCAB,
+        )
+        self.scheduler = make_scheduler(lambda updates: self._updates.extend(updates), InstantRunner(512))
+        self._decoders = [wire.Decoder(kind) for kind in (wire.ToFront, list[ToWorker], FromWorker, wire.ToClient)]
+
+    def call(self, prompts: list[list[int]], tokens_out: int) -> list[list[int]]:
+        """Fill `took` for one call; returns the answers' ids."""
+        to_front, to_worker, to_room, to_client = self._decoders
+        self.took = dict.fromkeys(self.NAMES, 0.0)
+        self._run += 1
+        params = {"max_new_tokens": tokens_out, "temperature": 0.6, "ignore_eos": True}
+        with self._timed("call"):
+            made, _ = requests(None, params, prompts, False, {})
+            frames = list(wire.submissions(self._run, [node for request in made for node in request.nodes]))
+        self.graph._checked_ids(b"")  # reads numpy
+        with self._timed("front"):
+            for frame in frames:
+                self.graph.submit(0, self._run, to_front(frame).nodes)
+            frames = list(wire.joined(self._to_worker))
+            self._to_worker.clear()
+        with self._timed("worker"):
+            for frame in frames:
+                for message in to_worker(frame):
+                    self.scheduler.take(message)
+        with self._timed("first"):
+            self.scheduler.step()
+        while any(seq.has_work for seq in self.scheduler.seqs.values()):
+            part = "admit" if self.scheduler.waiting else "settle"
+            most = self.took[part]
+            with self._timed(part):
+                self.scheduler.step()
+            self.took[part] = max(most, self.took[part])
+        with self._timed("update"):
+            updates = to_room(wire.encode(Updates(step=0, updates=self._updates))).updates
+            self._updates.clear()
+            self.graph.on_updates(updates)
+            frame = wire.encode(wire.Events(seq=0, epoch=0, run=self._run, events=self._events))
+            self._events.clear()
+        with self._timed("answer"):
+            for event in to_client(frame).events:
+                made[event.branch].take(event)
+        self.graph.close_run(0, self._run)
+        self._to_worker.clear()
+        return [answer["output_ids"] for request in made for answer in request.answers or ()]
+
+    @contextlib.contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        if part == self._profiled:
+            self.profiler.enable()
+        begin = time.thread_time()
+        yield
+        self.took[part] = (time.thread_time() - begin) * 1e3
+        self.profiler.disable()
+
+
+def bench_parts(only: str | None, profiled: str | None = None) -> None:
+    for shape in SHAPES:
+        if only not in (None, shape.name) or shape.stream:
+            continue
+        gc.disable()  # as in the worker
+        parts, took = Parts(profiled), []
+        for prompts in shape.rounds():
+            answers = parts.call(prompts, 16)
+            took.append(parts.took)
+            for prompt, answer in zip(prompts, answers):
+                prompt += answer
+        _say("parts", shape=shape.name, **{f"{n}_ms": statistics.median(each[n] for each in took) for n in Parts.NAMES})
+        gc.enable()
+        gc.collect()
+        if profiled and any(each[profiled] for each in took):
+            pstats.Stats(parts.profiler).sort_stats("tottime").print_stats(22)
+
+
 def bench_path(only: str | None) -> None:
     for shape in SHAPES:
         if only in (None, shape.name):
@@ -223,16 +321,23 @@ def _say(what: str, **values: Any) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", default=["scheduler", "path"], help="scheduler, path")
+    parser.add_argument("what", nargs="*", default=["scheduler", "parts", "path"], help="scheduler, parts, path")
     parser.add_argument("--shape", choices=[shape.name for shape in SHAPES])
-    parser.add_argument("--profile", type=int, metavar="ROWS")
+    parser.add_argument(
+        "--profile", metavar="ROWS | PART", help=f"rows that decode, or one of {', '.join(Parts.NAMES)}"
+    )
     parser.add_argument("--stream", action="store_true", help="with --profile: rows that stream")
     args = parser.parse_args()
+    if args.profile and not args.profile.isdigit():
+        bench_parts(args.shape, args.profile)
+        return
     if args.profile:
-        profile(args.profile, args.stream)
+        profile(int(args.profile), args.stream)
         return
     if "scheduler" in args.what:
         bench_scheduler()
+    if "parts" in args.what:
+        bench_parts(args.shape)
     if "path" in args.what:
         bench_path(args.shape)
 
