@@ -13,6 +13,8 @@ The warm-up runs the same prompts with short outputs; then each repeat begins wi
 from __future__ import annotations
 
 import argparse
+import ast
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
@@ -115,17 +117,21 @@ def _plan(args: argparse.Namespace) -> Plan:
 
 
 def _settings(pairs: list[str]) -> dict[str, Any]:
-    """`name=value` pairs; a value is JSON where it reads as that, else text."""
+    """`name=value` pairs; a value is Python's or JSON's where it reads as that, else text."""
     found: dict[str, Any] = {}
     for pair in pairs:
         name, sign, value = pair.partition("=")
         if not sign:
             raise ParameterError(name="--set", value=pair, allowed="NAME=VALUE")
-        try:
-            found[name] = json.loads(value)
-        except ValueError:
-            found[name] = value
+        found[name] = _read(value)
     return found
+
+
+def _read(value: str) -> Any:
+    for read in (json.loads, ast.literal_eval):
+        with contextlib.suppress(ValueError, SyntaxError):
+            return read(value)
+    return value
 
 
 def _introduce(plan: Plan) -> None:

@@ -14,7 +14,7 @@ from nbsgl.engine.attention.paged import Layout
 from nbsgl.engine.attention.triton_paged import TritonAttention
 from nbsgl.engine.batch import Batch, Row, RowResult
 from nbsgl.engine.cuda import dense
-from nbsgl.engine.cuda.graphs import GraphKey, way_of
+from nbsgl.engine.cuda.graphs import GraphKey, NoRoomForGraph, way_of
 from nbsgl.engine.cuda.runner import CudaRunner
 from nbsgl.engine.kv_cache import KVCache
 from nbsgl.engine.loader import LoadedModel
@@ -194,6 +194,23 @@ def test_padded_steps_and_steps_in_pieces_answer_as_the_plain_one(
     assert {key.way for key in runner.graphs.replayed} == set(module.Way)
     pieces = [graphs for key, graphs in runner.graphs.found.items() if key.way is module.Way.PIECES]
     assert {len(graphs) for graphs in pieces} == {loaded.runner.model.config.num_layers + 1}
+
+
+def test_without_room_for_graphs_steps_go_kernel_by_kernel(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise NoRoomForGraph("no room")
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    loaded.runner.forget()
+    expected = some_steps(loaded.runner)
+    runner = cuda_runner(loaded)
+    runner.use_graphs, runner.graphs = True, SimpleNamespace(find=lambda key: None, capture=full)
+    runner.buffers = runner._make_buffers()
+    assert_same(some_steps(runner), expected)
+    assert not runner.prepare_next(), "nothing to do in idle moments either"
+    assert "without a graph" in caplog.text
 
 
 def test_one_and_few_ways_answer_as_the_plain_one(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from nbsgl.engine.launched import is_out_of_memory
 log = logging.getLogger("nbsgl")
 
 MAX_BUCKET = 512
+LEAST_FREE_BYTES = 256 << 20  # the driver takes some MB for a graph, torch its intermediates
 # up to 160 tokens padding is nearly free (performance.md 4.2); beyond, a step costs 20 us a token
 PIECES_STEP = 32
 SIZES: tuple[int, ...] = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 144, *range(160, MAX_BUCKET + 1, 16))
@@ -64,6 +65,7 @@ class Graphs:
         self._graphs: dict[GraphKey, list[torch.cuda.CUDAGraph]] = {}
         self._pool: tuple[int, int] | None = None  # made by the first capture: nothing here needs a device
         self._stream: torch.cuda.Stream | None = None
+        self._is_broken = False
         self.seconds = 0.0  # spent capturing
 
     def __len__(self) -> int:
@@ -78,6 +80,7 @@ class Graphs:
         Waits for the device.  Raises what a part raises, or NoRoomForGraph; nothing is kept then.
         """
         begin = time.perf_counter()
+        self._check_room()
         graphs = []
         self._stream = self._stream or torch.cuda.Stream()
         self._pool = self._pool or torch.cuda.graph_pool_handle()
@@ -106,13 +109,31 @@ class Graphs:
         except BaseException:
             self._give_up(graph)
             raise
-        graph.capture_end()
+        try:
+            graph.capture_end()
+        except BaseException:
+            self._break()
+            raise
         return graph
 
     def forget(self) -> None:
         """Drop all graphs: the memory they read has moved."""
         self._graphs.clear()
         self._pool = None  # torch refuses to record into a pool that no graph uses any more
+
+    def _check_room(self) -> None:
+        """NoRoomForGraph before anything is begun: a record that cannot be ended cannot be undone either."""
+        if self._is_broken:
+            raise NoRoomForGraph("an earlier record could not be ended; restart the engine for full speed")
+        free, _ = torch.cuda.mem_get_info()
+        if free < LEAST_FREE_BYTES:
+            raise NoRoomForGraph(f"{free >> 20} MiB of the device's memory are free")
+
+    def _break(self) -> None:
+        """After this torch takes its allocator and generator for recording still: go on with the graphs there are."""
+        self._is_broken = True
+        with contextlib.suppress(RuntimeError):
+            torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self._pool)
 
     def _give_up(self, graph: torch.cuda.CUDAGraph) -> None:
         """End a record that has failed; what failed is said by whoever raised it."""
