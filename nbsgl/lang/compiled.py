@@ -11,11 +11,11 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from nbsgl.errors import ProgramError
-from nbsgl.lang.branch import Binding, Scope, Span, failure, is_ready
+from nbsgl.lang.branch import Binding, Scope, Span, failure, flat, is_ready
 from nbsgl.lang.default import default
 from nbsgl.lang.executor import Executor
 from nbsgl.lang.group import ProgramStateGroup
-from nbsgl.lang.ir import Concat, RoleBegin, RoleEnd, TextExpr
+from nbsgl.lang.ir import Concat, RefExpr, RoleBegin, RoleEnd, TextExpr
 from nbsgl.lang.optimize import chosen, optimized
 from nbsgl.lang.program import SglFunction, begin, checked_seed
 from nbsgl.lang.program_graph import GraphNode, Op, ProgramGraph, Shared, SubProgram
@@ -96,7 +96,7 @@ class Replay:
             for _, wave in groupby(self._in_order(), key=lambda pair: pair[0]):
                 nodes = [node for _, node in wave]
                 for node in nodes:  # first of all, so that what the wave queues is not sent piecemeal
-                    if node.op is not Op.JOIN:
+                    if node.op is not Op.JOIN and not node.is_linked:
                         self._await([var for var in node.uses if var in self._values])
                 for node in nodes:
                     self._carry_out(node)
@@ -133,8 +133,7 @@ class Replay:
             case Op.CONST:
                 self._const(node)
             case Op.REF:
-                value = self._value(node.uses[0]) if node.uses else self.arguments[str(node.name)]
-                self._grow(node.branch, value)
+                self._grow(node.branch, self._appended(node))
             case Op.SET:
                 self.states[node.branch].set_var(str(node.name), replaced(node.value, self._known))
             case Op.TEXT:
@@ -144,6 +143,18 @@ class Replay:
             case _:
                 self._grow(node.branch, node.expr)
                 self._define(node)
+
+    def _appended(self, node: GraphNode) -> Any:
+        """An argument, a value, or of a linked one a hole that the engine fills."""
+        if not node.uses:
+            return self.arguments[str(node.name)]
+        state, binding = self._values[node.uses[0]]
+        if node.is_linked:
+            with state.executor.lock:
+                atoms = None if failure(binding) is not None else binding.atoms()
+            if atoms is not None and not any(isinstance(atom, list) for atom in atoms):
+                return RefExpr(node.name, state.executor, tuple(flat(atoms, "")))
+        return self._value(node.uses[0])
 
     def _grow(self, branch: int, value: Any) -> None:
         state = self.states[branch]

@@ -75,8 +75,8 @@ class Explanation:
 
     def _demands(self) -> list[str]:
         lines = [
-            f"{demand.where}: reading {demand.name!r} cuts the graph; it is only passed on, so compile() waits for it "
-            "no sooner than it has to"
+            f"{demand.where}: reading {demand.name!r} cuts the graph; where it is only appended, "
+            f"s.ref({demand.name!r}) or compile() leaves it to the engine"
             for demand in {(demand.where, demand.name): demand for demand in self.graph.demands}.values()
             if demand.where != self.graph.stopped_at
         ]
@@ -207,10 +207,9 @@ def explain_state(state: ProgramState) -> Explanation:
     with executor.lock:
         graph = run_graph(scope)
         done = measured(scope)
-    graph = merge_constants(graph)
     where = places(graph)
     return Explanation(
-        graph=replace(graph, notes=()),
+        graph=replace(merge_constants(graph), notes=()),
         prediction=predict(graph, executor.backend, {}, with_cache=False),
         before=graph.num_submissions_before,
         sent=executor.num_submissions,

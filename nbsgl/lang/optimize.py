@@ -52,8 +52,8 @@ def drop_dead(graph: ProgramGraph) -> ProgramGraph:
         return graph.with_note("P3 dead variables", "not carried out: compile(outputs=[...]) declares what is read")
     live = _live(graph)
     dead = {node.id for node in graph.nodes if node.is_sampled and node.id not in live}
-    names = ", ".join(f"%{i}" for i in sorted(dead))
-    return without(graph, dead).with_note("P3 dead variables", f"dropped {names}" if dead else "none is dead")
+    said = f"dropped {_numbers(dead)}" if dead else "none is dead"
+    return without(graph, dead).with_note("P3 dead variables", said)
 
 
 def _live(graph: ProgramGraph) -> set[int]:
@@ -280,6 +280,33 @@ def constant_head(graph: ProgramGraph) -> list[GraphNode]:
     return found
 
 
+# ---- value references ------------------------------------------------------------------------------------------------
+
+
+def refer(graph: ProgramGraph) -> ProgramGraph:
+    """Let the engine put values in where they are only appended, as `s.ref` does.
+
+    Correct within one run, for values that are texts.  The text counts as characters, also outside of roles: a special
+    token that a model spells out stays text.  If the value fails, what refers to it fails, and the body goes on.
+    """
+    linked = {node.id for node in graph.nodes if node.op is Op.REF and node.uses and _is_own_text(graph, node)}
+    nodes = tuple(replace(node, is_linked=True) if node.id in linked else node for node in graph.nodes)
+    said = f"{_numbers(linked)} need not come back" if linked else "no value is appended"
+    return replace(graph, nodes=nodes).with_note("value references", said)
+
+
+def _is_own_text(graph: ProgramGraph, node: GraphNode) -> bool:
+    """Whether the value is one text of the node's own run."""
+    source = graph.by_id[graph.definers[node.uses[0]]]
+    several = isinstance(source.expr, GenExpr) and source.expr.given.get("n", 1) > 1
+    listed = getattr(source.expr, "list_append", False)
+    return not several and not listed and graph.roots[source.branch] == graph.roots[node.branch]
+
+
+def _numbers(ids: Iterable[int]) -> str:
+    return ", ".join(f"%{i}" for i in sorted(ids))
+
+
 # ---- P4, P5 ----------------------------------------------------------------------------------------------------------
 
 
@@ -314,7 +341,8 @@ def _in_waves(graph: ProgramGraph, *, rides: bool) -> ProgramGraph:
         if node.op is Op.JOIN:
             at = max([at, *(latest[child] for child in node.children)])
         else:
-            at = max([at, *(wave[graph.definers[var]] + 1 for var in node.uses)])
+            waits = not (node.is_linked and rides)
+            at = max([at, *(wave[graph.definers[var]] + waits for var in node.uses)])
         wave[node.id] = at
         for branch in (node.branch, node.parent):
             if branch is not None:
@@ -329,7 +357,8 @@ PASSES: dict[str, Pass] = {
     "move": move_constants,
     "merge": merge_constants,
     "prefix": share_prefixes,
+    "refer": refer,
     "batch": batch_independent,
     "ride": ride_along,
 }
-DEFAULT = ("dead", "move", "merge", "prefix", "batch", "ride")
+DEFAULT = ("dead", "move", "merge", "prefix", "refer", "batch", "ride")

@@ -162,7 +162,7 @@ def _grown(node: GraphNode, line: Line, info: ModelInfo, arguments: Mapping[str,
 
 
 def _text(node: GraphNode, text: str, line: Line) -> Line:
-    return line.add(text, node.is_raw or line.role is None)
+    return line.add(text, node.is_raw or (line.role is None and node.name is None))
 
 
 def _role(node: GraphNode, line: Line, info: ModelInfo) -> Line:

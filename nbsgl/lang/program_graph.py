@@ -93,6 +93,7 @@ class GraphNode:
     children: tuple[int, ...] = ()  # of a JOIN
     appends: bool = False
     mode: tuple[str, str] = ("gather_variable", "raise")  # of a JOIN
+    is_linked: bool = False  # of a REF: the engine puts the value in, nobody waits for it
     block: int | None = None  # the `movable` block it stands in
     wave: int | None = None  # which submission it goes out with
 
@@ -230,6 +231,15 @@ class ProgramGraph:
             if node.op is Op.JOIN:
                 sources |= set(self.joined_ends[node.id])
             found += [(source, node.id, "value") for source in sorted(sources)]
+        return found
+
+    @cached_property
+    def roots(self) -> dict[int, int]:
+        """The branch each branch goes back to: that of the program, or of one that it calls."""
+        found: dict[int, int] = {}
+        for number, nodes in self.branches.items():
+            parent = nodes[0].parent
+            found[number] = number if parent is None else found[parent]
         return found
 
     def line(self, node: GraphNode) -> list[GraphNode]:

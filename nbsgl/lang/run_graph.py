@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from nbsgl.lang.branch import Branch, Item, Scope, Slot
+from nbsgl.lang.branch import Branch, Item, Link, Scope, Slot
 from nbsgl.lang.choices import token_length_normalized
 from nbsgl.lang.ir import Expr, GenExpr, SelectExpr
 from nbsgl.lang.program_graph import GraphNode, Op, Path, ProgramGraph
@@ -62,8 +62,9 @@ def _grow(
 
 def _node(number: int, branch: Branch, item: Item) -> GraphNode:
     if not isinstance(item, Slot):
-        raw = item.is_markup or item.role is None
-        return GraphNode(number, Op.CONST, branch.number, text=item.text, is_raw=raw)
+        if isinstance(item, Link):  # a value that the engine put in: characters only
+            return GraphNode(number, Op.CONST, branch.number, text=item.text, name="value")
+        return GraphNode(number, Op.CONST, branch.number, text=item.text, is_raw=item.is_markup, name=item.role)
     if item.node.branch != branch.number:  # appended from a child, as it was
         return GraphNode(number, Op.REF, branch.number, item.where, name=item.name, uses=(item.number,))
     if isinstance(item.node, Select):

@@ -17,6 +17,7 @@ import pytest
 from nbsgl.engine.handle import Engine
 from nbsgl.errors import EngineDied, ModelNotFound, RequestTooLong
 from nbsgl.lang.default import Default
+from nbsgl.protocol import Prompt, unpack_ids
 from tests.process.tools import until
 
 pytestmark = pytest.mark.process
@@ -112,3 +113,16 @@ def test_a_missing_model_says_so(home: Path) -> None:
     with pytest.raises(ModelNotFound, match="/no/such/model"):
         Engine("/no/such/model", keep=0)
     assert not list(home.iterdir())  # refused at the door: no process was started
+
+
+def test_peek_tells_tokens_and_what_is_cached_and_changes_nothing(engine: Engine) -> None:
+    prompts = [Prompt(pieces=[(PROMPT, True)]), Prompt(pieces=[(" and", False)], is_first=False)]
+    cold = engine.peek(prompts)
+    assert [peek.cached for peek in cold] == [0, 0]
+    engine.generate(PROMPT, GREEDY)
+    steps = engine.snapshot().steps
+    warm = engine.peek(prompts)
+    assert [peek.ids for peek in warm] == [peek.ids for peek in cold]
+    assert [peek.cached for peek in warm] == [len(unpack_ids(cold[0].ids)), 0]
+    assert engine.snapshot().steps == steps
+    assert engine.peek([]) == []

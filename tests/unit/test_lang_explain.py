@@ -103,7 +103,7 @@ def two_reads(s, x):
 
 def test_demands_are_listed_and_counted_as_a_plain_run_meets_them(backend) -> None:
     shown = two_reads.explain()
-    assert (shown.before, shown.plain, shown.after) == (3, 3, 2)
+    assert (shown.before, shown.plain, shown.after) == (3, 3, 1)
     assert facts(shown, "'a'").startswith("test_lang_explain.py:")
     assert "cuts the graph" in facts(shown, "'b'")
     state = two_reads.run("x", backend=backend)
