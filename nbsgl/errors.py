@@ -191,6 +191,20 @@ class DeadlineExceeded(StateFailed, TimeoutError):
     pattern = "No result after {after_s} s."
 
 
+class SpeculationMissed(StateFailed):
+    """A chat service's answer did not follow the message that the program had written around its gens."""
+
+    fields: ClassVar[tuple[str, ...]] = (*StateFailed.fields, "tries", "answer")
+    pattern = "{tries} answers did not follow the message; the last: {answer!r}."
+
+
+class ApiError(RequestError, RuntimeError):
+    """A remote service refused a request or gave no usable answer.  `status` is HTTP's; None: no answer came."""
+
+    fields: ClassVar[tuple[str, ...]] = ("service", "status", "reason")
+    pattern = "{service} answered {status}: {reason}"
+
+
 class BadValue(NbsglError, ValueError):
     """The text of a variable is no value of the type that its gen asked for; the text itself can be read."""
 

@@ -16,14 +16,14 @@ import pytest
 import nbsgl
 
 ROOT = Path(nbsgl.__file__).parent
-GROUND = {"nbsgl.protocol", "nbsgl.scoring", "nbsgl.errors", "nbsgl.chat_templates"}
+GROUND = {"nbsgl.protocol", "nbsgl.scoring", "nbsgl.errors", "nbsgl.chat_templates", "nbsgl.reasoning"}
 ROOMS = ("engine", "lang", "widgets", "magics", "bench")
 NOTEBOOK = {"IPython", "ipywidgets", "anywidget", "traitlets", "comm", "ipykernel", "nbconvert", "nbformat"}
 
 # third-party packages a room may use (None: all but the notebook's)
 THIRD_PARTY = {
     "ground": {"msgspec"},
-    "lang": {"msgspec", "tqdm"},
+    "lang": {"msgspec", "tqdm", "httpx", "tiktoken", "litellm", "vertexai"},  # the last three only where they are
     "widgets": {"msgspec", "anywidget", "traitlets"},
     "engine": None,
     "magics": {"msgspec", "psutil", "nbclient", *NOTEBOOK},
