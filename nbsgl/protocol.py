@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import sys
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Literal, Protocol, runtime_checkable
 
 import msgspec
@@ -223,14 +223,27 @@ class Tokens(Node, frozen=True, tag=True, kw_only=True):
     ids: bytes
 
 
+class Role(Node, frozen=True, tag=True, kw_only=True):
+    """From here on the branch stands in a message of this role; None: in none.
+
+    Sent instead of the template's markup, and only to backends whose `ModelInfo.service` is "chat".
+    """
+
+    role: str | None
+
+
 class Gen(Node, frozen=True, tag=True, kw_only=True):
-    """A sampled run.  With `stream`, its text comes in `Chunk`s too; `name` is for messages and views."""
+    """A sampled run.  With `stream`, its text comes in `Chunk`s too; `name` is for messages and views.
+
+    `lookahead` is for services: ask for so many tokens at once, past this gen, and match what follows.
+    """
 
     slot: int
     params: SamplingParams
     grammar: GrammarSpec | None = None
     stream: bool = False
     name: str | None = None
+    lookahead: int = 0
 
 
 class Select(Node, frozen=True, tag=True, kw_only=True):
@@ -276,7 +289,7 @@ class Close(Node, frozen=True, tag=True, kw_only=True):
     """No node follows on this branch: what the engine holds for it is freed when its nodes are done."""
 
 
-AnyNode = Root | Fork | Text | Tokens | Gen | Select | Choose | Append | Ref | Close
+AnyNode = Root | Fork | Text | Tokens | Role | Gen | Select | Choose | Append | Ref | Close
 
 
 # ---- events: what comes back -----------------------------------------------------------------------------------------
@@ -393,6 +406,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What the language needs to know of the model behind a backend.
 
     With `folds_system` a leading system message stands inside the first user's message (whose prefix then comes first).
+    `service` is the kind of remote service behind it; None: an engine, which runs branches itself.
     `attention` is what computes it and why; `start_s` are the parts of the engine's start in seconds.
     """
 
@@ -410,6 +424,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     attention: str = ""
     num_parameters: int = 0
     has_vision: bool = False
+    service: Literal["chat", "completions"] | None = None
     versions: dict[str, str] = {}
     start_s: dict[str, float] = {}
 
@@ -560,6 +575,17 @@ class CacheProbe(Protocol):
 
     def peek(self, prompts: Sequence[Prompt]) -> list[Peek]:
         """One answer per prompt, in order."""
+
+
+@runtime_checkable
+class Limited(Protocol):
+    """A backend that cannot carry out every gen and select."""
+
+    def check(self, node: Gen | Select, given: Collection[str]) -> None:
+        """`Unsupported`, naming the ability, for a node it cannot carry out; called where a state takes the node.
+
+        `given` are the names of the parameters that the program itself gave.
+        """
 
 
 @runtime_checkable

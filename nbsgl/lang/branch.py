@@ -304,6 +304,7 @@ class Scope:
     seed: int
     instance: int = 0
     stream: bool = False
+    lookahead: int = 0  # tokens that services are asked for ahead
     eager: bool = False
     deadline_s: float | None = None
     where: str = ""

@@ -14,7 +14,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -31,10 +31,13 @@ from nbsgl.protocol import (
     Chunk,
     Close,
     Fork,
+    Gen,
     GenDone,
+    Limited,
     ModelInfo,
     Root,
     Run,
+    Select,
     SelectDone,
     Text,
 )
@@ -110,6 +113,11 @@ class Executor:
         if self._info is None:
             self._info = self.backend.info
         return self._info
+
+    def check(self, node: Gen | Select, given: Collection[str]) -> None:
+        """`Unsupported` if the backend knows that it cannot carry this out."""
+        if isinstance(self.backend, Limited):
+            self.backend.check(node, given)
 
     @property
     def lock(self) -> contextlib.AbstractContextManager[Any]:
@@ -303,7 +311,7 @@ class Executor:
         }
         if not isinstance(cause, Exception):
             cause = errors.Aborted(by=_by(cause))
-        if isinstance(cause, (errors.Aborted, errors.DeadlineExceeded)):
+        if isinstance(cause, StateFailed):
             known = {name: getattr(cause, name) for name in cause.fields}
             known |= {name: value for name, value in values.items() if known.get(name) is None}
             return type(cause)(cause.message, hint=cause.hint, **known)

@@ -37,7 +37,8 @@ RUN_PARAMETERS = frozenset([*NAMES, *ALIASES])
 def function(func: Callable[..., Any] | None = None, num_api_spec_tokens: int | None = None) -> Any:
     """Make a program of a function whose first parameter is `s`, the state it grows.
 
-    `num_api_spec_tokens` matters to remote completion services only: a branch here runs through its segments anyway.
+    `num_api_spec_tokens` matters to API services only (`OpenAI(...)`), which are then asked for so many tokens at once:
+    what follows a gen is matched against the surplus.  An engine's branch runs through its segments anyway.
     """
     if func is not None:
         return SglFunction(func, num_api_spec_tokens=num_api_spec_tokens)
@@ -54,7 +55,7 @@ class SglFunction:
         bind_arguments: Mapping[str, Any] | None = None,
     ) -> None:
         self.func = func
-        self.num_api_spec_tokens = num_api_spec_tokens
+        self.num_api_spec_tokens = _checked_lookahead(num_api_spec_tokens)
         self.bind_arguments = dict(bind_arguments or {})
         self.backend: Any = None  # who answers a run that names nobody; None: the default
         self.name = getattr(func, "__name__", type(func).__name__)
@@ -252,6 +253,12 @@ class SglFunction:
         return {**kwargs, **self.bind_arguments}
 
 
+def _checked_lookahead(tokens: Any) -> int | None:
+    if tokens is not None and (not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1):
+        raise ParameterError(name="num_api_spec_tokens", value=tokens, allowed="an int >= 1, or None")
+    return tokens
+
+
 def _own_parameters(stream: bool, seed: int | None, backend: Any) -> list[str]:
     return [name for name, given in (("stream", stream), ("seed", seed), ("backend", backend)) if given]
 
@@ -291,6 +298,7 @@ class Job:
                 seed=self.seed,
                 instance=instance,
                 stream=self.stream,
+                lookahead=self.program.num_api_spec_tokens or 0,
                 eager=self.eager,
                 deadline_s=self.deadline_s,
                 where=self.where,

@@ -49,7 +49,7 @@ from nbsgl.lang.meta import meta_info_of
 from nbsgl.lang.params import resolve
 from nbsgl.lang.streams import AsyncWaiter, Cursor
 from nbsgl.lang.view import run_view
-from nbsgl.protocol import Choose, Gen, ModelInfo, Ref, RunView, Select, Text
+from nbsgl.protocol import Choose, Gen, ModelInfo, Ref, Role, RunView, Select, Text
 
 if TYPE_CHECKING:
     from nbsgl.lang.explain import Explanation
@@ -140,6 +140,15 @@ class ProgramState:
             branch.items.append(Link(atom.slot, atom.sample, branch.role))
             self.executor.queue(branch, Ref(branch=branch.number, slot=atom.slot.number, sample=atom.sample))
 
+    def _add_markup(self, text: str, info: ModelInfo, role: str | None) -> None:
+        """A message of `role` begins, or one ends: services of messages are told that, all others the text."""
+        if info.service != "chat":
+            self._add_text(text, is_special=True, is_markup=True)
+            return
+        if text:
+            self.branch.items.append(Piece(text, self.branch.role, is_markup=True))
+        self.executor.queue(self.branch, Role(branch=self.branch.number, role=role))
+
     def _begin_role(self, role: str, info: ModelInfo) -> None:
         branch = self.branch
         if branch.role is not None:
@@ -154,7 +163,7 @@ class ProgramState:
             self._add_text(info.default_system, is_special=False)
             self._end_role("system", info)
         branch.role = role
-        self._add_text(_prefix(role, info, branch.messages), is_special=True, is_markup=True)
+        self._add_markup(_prefix(role, info, branch.messages), info, role)
         branch.messages.append(Message(role, len(branch.items)))
 
     def _end_role(self, role: str, info: ModelInfo) -> None:
@@ -163,7 +172,7 @@ class ProgramState:
             inside = f"inside {branch.role}" if branch.role else "outside of any role"
             raise RoleError(f"{role}_end() stands {inside}.", hint=f"Begin it first: s += {role}_begin().")
         branch.messages[-1].end = len(branch.items)
-        self._add_text(info.roles[role].suffix, is_special=True, is_markup=True)
+        self._add_markup(info.roles[role].suffix, info, None)
         branch.role = None
 
     def _add_gen(self, expr: GenExpr, info: ModelInfo) -> Slot:
@@ -177,7 +186,9 @@ class ProgramState:
             grammar=expr.grammar,
             stream=scope.stream,
             name=expr.name,
+            lookahead=scope.lookahead if info.service is not None else 0,
         )
+        self.executor.check(node, {**scope.defaults, **expr.given}.keys())
         with_text = bool({**scope.defaults, **expr.given}.get("return_text_in_logprobs", False))
         role, seed = self.branch.role, scope.seed
         slot = Slot(node, expr.where, role, with_text=with_text, run_seed=seed, reader=expr.reader)
@@ -199,6 +210,7 @@ class ProgramState:
             seed=self._seed() if expr.seed is None else expr.seed,
             name=expr.name,
         )
+        self.executor.check(node, () if expr.seed is None else ("seed",))
         role, seed = self.branch.role, self.branch.scope.seed
         return self._add_slot(Slot(node, expr.where, role, method=expr.method, run_seed=seed), expr.list_append)
 
@@ -259,6 +271,7 @@ class ProgramState:
         try:
             while True:
                 self.executor.flush()
+                self._refuse_standstill(is_ready)
                 self.executor.wait(lambda: is_ready() or self.executor.has_queue)
                 with self.executor.lock:
                     if is_ready():
@@ -266,6 +279,21 @@ class ProgramState:
         except BaseException as error:
             self.end_scope(error)
             raise
+
+    def _refuse_standstill(self, is_ready: Callable[[], bool]) -> None:
+        """With lookahead a chat service is asked at the message's end, so nothing inside can be waited for."""
+        scope, role = self.branch.scope, self.branch.role
+        if not scope.lookahead or role is None or self.is_growing() or self.executor.info.service != "chat":
+            return
+        with self.executor.lock:
+            start = self.branch.messages[-1].start
+            asked = [item for item in self.branch.items[start:] if isinstance(item, Slot) and not item.is_final]
+            if asked and not is_ready():
+                raise ProgramError(
+                    f"{asked[0].where}: with num_api_spec_tokens a chat service is asked when the {role}'s message "
+                    "ends, and it has not ended yet.",
+                    hint=f"Close it first: s += {role}_end().",
+                )
 
     def _raise(self, error: BaseException) -> NoReturn:
         self.branch.is_error_seen = True
@@ -468,6 +496,7 @@ class ProgramState:
         try:
             while True:
                 self.executor.flush()
+                self._refuse_standstill(is_ready)
                 if self.executor.is_ready_or_watch(is_ready, waiter):
                     return
                 try:
