@@ -52,6 +52,13 @@ def no_default(monkeypatch):
     monkeypatch.setattr(default, "_backend", None)
 
 
+@sgl.function
+def tea(s):
+    s += "Do you like tea? " + sgl.gen("first_word", max_tokens=1, choices=["Yes", "No"])
+    if s["first_word"] == "Yes":
+        s += sgl.gen("more")
+
+
 def facts(shown, word):
     return next(fact for fact in shown.facts() if word in fact)
 
@@ -115,14 +122,14 @@ def test_demands_are_listed_and_counted_as_a_plain_run_meets_them(backend) -> No
 
 
 def test_a_program_that_needs_a_value_is_shown_as_far_as_it_goes() -> None:
-    shown = programs.conditional_gen_right.explain()
+    shown = tea.explain()
     assert shown.after is None
-    assert "the rest depends on a value" in facts(shown, "programs.py:")
+    assert "the rest depends on a value" in facts(shown, "test_lang_explain.py:")
     assert [row[1] for row in shown.rows()] == ["root", "const", "select"]
 
 
 def test_warnings_name_ignored_parameters_and_constants_that_could_be_shared() -> None:
-    shown = programs.conditional_gen_right.explain()
+    shown = tea.explain()
     assert "max_tokens mean(s) nothing to a select" in str(shown)
 
     @sgl.function

@@ -33,6 +33,13 @@ def backend():
     fake.close()
 
 
+@sgl.function
+def tea(s):
+    s += "Do you like tea? " + sgl.gen("first_word", max_tokens=1, choices=["Yes", "No"])
+    if s["first_word"] == "Yes":
+        s += sgl.gen("more")
+
+
 # ---- programs drawn by seed ------------------------------------------------------------------------------------------
 
 
@@ -483,7 +490,7 @@ def test_known_arguments_are_fixed() -> None:
 
 def test_compile_refuses_what_it_cannot_trace_and_unknown_passes() -> None:
     with pytest.raises(TraceError):
-        programs.conditional_gen_right.compile()
+        tea.compile()
     for passes in ("fast", ["merge", "fast"], 3):
         with pytest.raises(ParameterError, match="passes"):
             programs.chain.compile(passes=passes)
