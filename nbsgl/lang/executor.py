@@ -281,8 +281,9 @@ class Executor:
         if branch is not None:
             self._fail(branch, self._explained(branch, slot, errors.decode(event.error)))
         else:  # nobody can reach the branch, but somebody may wait for its results
-            for lost in [slot for slot in self._slots.values() if slot.node.branch == event.branch]:
-                lost.end("failed", self._explained(self._dropped(event.branch), lost, errors.decode(event.error)))
+            error = self._explained(self._dropped(event.branch), slot, errors.decode(event.error))
+            for lost in [one for one in self._slots.values() if one.node.branch == event.branch]:
+                lost.end("failed", error)
                 self._slots.pop(lost.number)
             self._spread()
 
