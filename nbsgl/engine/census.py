@@ -78,7 +78,7 @@ def _sequences(scheduler: Scheduler) -> list[str]:
             continue
         path = list(seq.node.path())[::-1]
         slots = [slot for node in path for slot in node.slots]
-        if slots != seq.slots[: seq.cached_len]:
+        if slots != seq.slots[: seq.cached_len].tolist():
             found.append(f"I2: sequence {seq.id}'s first {seq.cached_len} slots are not those of its path")
         if [token for node in path for token in node.key] != seq.tokens[: seq.cached_len].tolist():
             found.append(f"I2: sequence {seq.id}'s path is not its tokens")

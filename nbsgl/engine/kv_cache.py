@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 
 import numpy as np
@@ -53,15 +54,13 @@ class KVCache:
         if self.device.type == "cpu":  # elsewhere nobody asks
             for row, first, slots in deltas:
                 self._note_run(row, first, slots)
-        places: list[int] = []
-        values: list[int] = []
+        values, begins = array("i"), []
         for row, first, slots in deltas:
-            begin = row * self.context_length + first
-            places += range(begin, begin + len(slots))
-            values += slots
-        num = len(places)
+            begins.append(row * self.context_length + first - len(values))
+            values.extend(slots)
+        num = len(values)
         block = np.empty(num + (num + 1) // 2, np.int64)  # int64 places, then int32 slots
-        block[:num] = places
+        np.add(np.repeat(begins, [len(slots) for _, _, slots in deltas]), np.arange(num), out=block[:num])
         block[num:].view(np.int32)[:num] = values
         on_device = to_device(block, self.device, torch.int64)
         self._flat_table.index_copy_(0, on_device[:num], on_device[num:].view(torch.int32)[:num])

@@ -9,7 +9,10 @@ Law: free + in tree + owned by sequences + quarantined == num_slots, after every
 from __future__ import annotations
 
 import logging
+from array import array
 from collections.abc import Sequence
+
+import numpy as np
 
 log = logging.getLogger("nbsgl")
 
@@ -28,18 +31,20 @@ class KVPool:
         self.num_slots = self.num_pages * page_size
         self.num_rows = num_rows
         self.double_frees = 0  # pages freed though nobody held them: corruption, found by `census`
-        self._free_pages = list(range(self.num_pages - 1, -1, -1))  # the lowest page is granted first
+        self._free_pages = array("i", range(self.num_pages - 1, -1, -1))  # a stack: the lowest page is granted first
+        self._num_free = self.num_pages
         self._page_state = bytearray(self.num_pages)
+        self._states = np.frombuffer(self._page_state, np.uint8)  # the same memory, for many at once
         self._free_rows = list(range(num_rows - 1, -1, -1))
         self._quarantined = 0
 
     @property
     def num_free(self) -> int:
-        return len(self._free_pages) * self.page_size
+        return self._num_free * self.page_size
 
     @property
     def num_free_pages(self) -> int:
-        return len(self._free_pages)
+        return self._num_free
 
     @property
     def num_quarantined(self) -> int:
@@ -54,21 +59,18 @@ class KVPool:
     def num_free_rows(self) -> int:
         return len(self._free_rows)
 
-    def alloc(self, num_pages: int) -> list[int] | None:
+    def alloc(self, num_pages: int) -> array[int] | None:
         """Grant pages; their slots in order, or None (and nothing granted) if there are too few."""
-        free = self._free_pages
-        if num_pages > len(free):
+        if num_pages > self._num_free:
             return None
-        begin = len(free) - num_pages
-        pages = free[begin:]
+        begin, size = self._num_free - num_pages, self.page_size
+        pages = self._free_pages[begin : self._num_free]
         pages.reverse()
-        del free[begin:]
-        for page in pages:
-            self._page_state[page] = _GRANTED
-        if self.page_size == 1:
+        self._num_free = begin
+        self._states[np.frombuffer(pages, np.int32)] = _GRANTED
+        if size == 1:
             return pages
-        size = self.page_size
-        return [slot for page in pages for slot in range(page * size, (page + 1) * size)]
+        return array("i", [slot for page in pages for slot in range(page * size, (page + 1) * size)])
 
     def free(self, slots: Sequence[int]) -> None:
         """Take back whole pages, as `alloc` granted them.  A page that is not granted is counted and left alone."""
@@ -80,14 +82,17 @@ class KVPool:
                 log.error("page %d was freed, but nobody held it", page)
                 continue
             self._page_state[page] = _FREE
-            self._free_pages.append(page)
+            self._free_pages[self._num_free] = page
+            self._num_free += 1
 
     def quarantine(self, slots: Sequence[int]) -> int:
         """Put the pages of these slots out of use for good, free or granted; returns how many pages that were new."""
         pages = {slot // self.page_size for slot in slots}
         new = {page for page in pages if self._page_state[page] != _QUARANTINED}
         if any(self._page_state[page] == _FREE for page in new):
-            self._free_pages = [page for page in self._free_pages if page not in new]
+            kept = array("i", [page for page in self._free_pages[: self._num_free] if page not in new])
+            self._num_free = len(kept)
+            self._free_pages[: len(kept)] = kept
         for page in new:
             self._page_state[page] = _QUARANTINED
         self._quarantined += len(new)
@@ -95,7 +100,7 @@ class KVPool:
 
     def free_slots(self) -> list[int]:
         """All free slots, for the census: O(num_slots)."""
-        return self._slots_of(self._free_pages)
+        return self._slots_of(self._free_pages[: self._num_free])
 
     def quarantined_slots(self) -> list[int]:
         return self._slots_of([page for page in range(self.num_pages) if self._page_state[page] == _QUARANTINED])

@@ -5,7 +5,9 @@ Slots and rows that a step in flight may still write are freed when that step is
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
+from collections.abc import Sequence as Many
 
 from nbsgl.engine.kv_pool import KVPool
 from nbsgl.engine.radix_cache import RadixCache
@@ -18,7 +20,7 @@ class KVStore:
     def __init__(self, pool: KVPool, tree: RadixCache) -> None:
         self.pool, self.tree = pool, tree
         self.launched = 0
-        self._later: deque[tuple[int, list[int], int]] = deque()  # (step, slots, row or -1)
+        self._later: deque[tuple[int, Many[int], int]] = deque()  # (step, slots, row or -1)
 
     @property
     def num_available(self) -> int:
@@ -103,7 +105,7 @@ class KVStore:
             self.tree.park(seq.node)
         self._free(seq, seq.slots[seq.cached_len :], seq.row)
         self.tree.unlock(seq.node)
-        seq.node, seq.slots, seq.row = None, [], -1
+        seq.node, seq.slots, seq.row = None, array("i"), -1
         seq.cached_len = seq.settled_len = seq.kv_len = seq.table_len = 0
 
     def park(self, seq: Sequence) -> None:
@@ -117,7 +119,7 @@ class KVStore:
             self.tree.unpark(seq.parked_node)
             seq.parked_node = None
 
-    def _free(self, seq: Sequence, slots: list[int], row: int = -1) -> None:
+    def _free(self, seq: Sequence, slots: Many[int], row: int = -1) -> None:
         if seq.num_in_flight:
             self._later.append((self.launched, slots, row))
             return

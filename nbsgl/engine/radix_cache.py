@@ -41,7 +41,7 @@ class Node:
         "slots",
     )
 
-    def __init__(self, id: int, parent: Node | None, key: array[int], slots: list[int]) -> None:
+    def __init__(self, id: int, parent: Node | None, key: array[int], slots: array[int]) -> None:
         self.id = id
         self.parent = parent
         self.key = key
@@ -68,7 +68,7 @@ class PrefixMatch:
 
     node: Node
     length: int
-    slots: list[int]
+    slots: array[int]
 
 
 @dataclass(slots=True)
@@ -86,7 +86,7 @@ class RadixCache:
 
     def __init__(self, pool: KVPool, *, is_disabled: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
         self.pool, self.page_size, self.is_disabled = pool, pool.page_size, is_disabled
-        self.root = Node(0, None, array("i"), [])
+        self.root = Node(0, None, array("i"), array("i"))
         self.num_tokens = 0  # in the tree
         self.num_locked = 0  # of them in locked nodes
         self.evicted_tokens = 0
@@ -132,7 +132,7 @@ class RadixCache:
         """
         tokens = _as_array(tokens)
         limit = len(tokens) if limit is None else limit
-        node, length, slots = self.root, 0, []
+        node, length, slots = self.root, 0, array("i")
         self._tick += 1
         while (child := self._child(node, tokens, length, limit)) is not None:
             same = self._common(child.key, tokens, length, limit)
@@ -140,7 +140,7 @@ class RadixCache:
                 child = self._split(child, same)
             self._touch(child)
             child.hits += 1
-            slots += child.slots
+            slots.extend(child.slots)
             length += same
             node = child
         return PrefixMatch(node, length, slots)
@@ -170,22 +170,27 @@ class RadixCache:
 
     # ---- growing
 
-    def insert(self, node: Node, tokens: Sequence[int], slots: list[int], start: int, end: int) -> Inserted:
+    def insert(self, node: Node, tokens: Sequence[int], slots: array[int], start: int, end: int) -> Inserted:
         """Give the tree tokens[start:end], KV in slots[start:end], below `node`, whose path is tokens[:start].
 
         Where the tree has the tokens already, `slots` is changed in place to the tree's own and the caller's are
         returned as doubled: they are the caller's to free.  Locks nothing.  start and end are multiples of the page.
+        A leaf that nobody else has locked grows, so a conversation of many turns stays one node.
         """
         assert start % self.page_size == 0
         assert end % self.page_size == 0
         tokens = _as_array(tokens)
         doubled: list[int] = []
         changed_from = len(slots)
+        num_own = 1  # locks of `node` that are the caller's
         self._tick += 1
         while start < end:
             child = self._child(node, tokens, start, end)
             if child is None:
-                node = self._add(node, tokens[start:end], slots[start:end])
+                if node is self.root or node.children or node.locks > num_own:
+                    node = self._add(node, tokens[start:end], slots[start:end])
+                else:
+                    self._grow(node, tokens[start:end], slots[start:end])
                 break
             same = self._common(child.key, tokens, start, end)
             if same < len(child.key):
@@ -195,10 +200,10 @@ class RadixCache:
             changed_from = min(changed_from, start)
             self._touch(child)
             start += same
-            node = child
+            node, num_own = child, 0
         return Inserted(node, doubled, changed_from)
 
-    def _add(self, parent: Node, key: array[int], slots: list[int]) -> Node:
+    def _add(self, parent: Node, key: array[int], slots: array[int]) -> Node:
         node = self._new_node(parent, key, slots)
         parent.children[self._first_page(key, 0)] = node
         node.last_use, node.last_use_s = self._tick, self._clock()
@@ -208,7 +213,16 @@ class RadixCache:
         self._settle_leaf(node)
         return node
 
-    def _new_node(self, parent: Node, key: array[int], slots: list[int]) -> Node:
+    def _grow(self, leaf: Node, key: array[int], slots: array[int]) -> None:
+        leaf.key.extend(key)
+        leaf.slots.extend(slots)
+        self.num_tokens += len(key)
+        if leaf.locks:
+            self.num_locked += len(key)
+        self.version += 1
+        self._touch(leaf)
+
+    def _new_node(self, parent: Node, key: array[int], slots: array[int]) -> Node:
         self._last_id += 1
         node = self._nodes[self._last_id] = Node(self._last_id, parent, key, slots)
         return node

@@ -116,7 +116,7 @@ class Sequence:
     waiting_children: list[Sequence] = field(default_factory=list)
     # where its KV lies
     row: int = -1
-    slots: list[int] = field(default_factory=list)
+    slots: array[int] = field(default_factory=lambda: array("i"))
     cached_len: int = 0
     settled_len: int = 0
     kv_len: int = 0

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
+from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Many
@@ -800,7 +801,7 @@ class Scheduler:
         self.pool.quarantine(quarantined)
         self.runner.forget()
         for seq in list(self.running.values()):
-            seq.slots, seq.row = [], -1
+            seq.slots, seq.row = array("i"), -1
             seq.cached_len = seq.settled_len = seq.kv_len = seq.table_len = 0
             self._queue(seq, comes_first=True)
         for seq in damaged:

@@ -46,7 +46,7 @@ class WatchedRunner:
         table = self.runner.cache.table[[row.row for row in batch.rows]].tolist()
         for row, line in zip(batch.rows, table):
             end = row.start + row.num_tokens
-            assert line[:end] == owners[row.row].slots[:end], f"step {batch.step}, row {row.row}"
+            assert line[:end] == owners[row.row].slots[:end].tolist(), f"step {batch.step}, row {row.row}"
             self.num_compared += end
         return launched
 
@@ -90,7 +90,7 @@ def held(scheduler: Scheduler, rng: random.Random) -> list[tuple[list[int], list
     found = []
     for seq in scheduler.running.values():
         if end := min(seq.settled_len, len(seq.tokens)):
-            found.append((seq.tokens[:end], seq.slots[:end]))
+            found.append((seq.tokens[:end].tolist(), seq.slots[:end].tolist()))
     for leaf in scheduler.tree.nodes():
         if not leaf.children:
             path = list(leaf.path())[::-1]

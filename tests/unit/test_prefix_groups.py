@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+
 from nbsgl.engine.batch import SharedPrefix
 from nbsgl.engine.kv_pool import KVPool
 from nbsgl.engine.prefix_groups import PrefixGroups, group_by_prefix
@@ -12,7 +14,7 @@ from nbsgl.engine.request import Sequence
 def cached(tree: RadixCache, pool: KVPool, tokens: list[int], seq_id: int) -> Sequence:
     """A sequence whose tokens are all in the tree."""
     match = tree.match_prefix(tokens)
-    slots = match.slots + (pool.alloc(len(tokens) - match.length) or [])
+    slots = match.slots + (pool.alloc(len(tokens) - match.length) or array("i"))
     done = tree.insert(match.node, tokens, slots, match.length, len(tokens))
     tree.lock(done.node)
     return Sequence(id=seq_id, arrival=seq_id, tokens=tokens, node=done.node, cached_len=len(tokens))

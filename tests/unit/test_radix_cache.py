@@ -1,4 +1,7 @@
+from __future__ import annotations
+
 import random
+from array import array
 from typing import Any
 
 import pytest
@@ -7,7 +10,7 @@ from nbsgl.engine.kv_pool import KVPool
 from nbsgl.engine.radix_cache import Node, RadixCache
 
 
-def grow(tree: RadixCache, tokens: list[int]) -> tuple[Node, list[int]]:
+def grow(tree: RadixCache, tokens: list[int]) -> tuple[Node, array[int]]:
     """Insert a whole sequence from the root; frees what was doubled; returns its end and its slots."""
     pages = -(-len(tokens) // tree.page_size)
     slots = tree.pool.alloc(pages)
@@ -27,7 +30,7 @@ def test_match_finds_the_longest_prefix() -> None:
     tree = tree_of()
     grow(tree, [1, 2, 3, 4])
     match = tree.match_prefix([1, 2, 3, 9])
-    assert (match.length, match.slots) == (3, [0, 1, 2])
+    assert (match.length, match.slots.tolist()) == (3, [0, 1, 2])
     assert tree.match_prefix([9]).node is tree.root
     assert tree.match_prefix([1, 2, 3, 4], limit=2).length == 2
 
@@ -62,10 +65,11 @@ def test_doubled_slots_come_back_and_the_trees_own_are_used() -> None:
     tree = tree_of()
     _, first = grow(tree, [1, 2, 3])
     slots = tree.pool.alloc(4)
-    assert slots == [3, 4, 5, 6]
+    assert slots is not None
+    assert slots.tolist() == [3, 4, 5, 6]
     done = tree.insert(tree.root, [1, 2, 3, 4], slots, 0, 4)
     assert done.doubled == [3, 4, 5]
-    assert slots == [*first, 6]
+    assert slots.tolist() == [*first, 6]
     assert done.changed_from == 0
 
 
@@ -111,19 +115,30 @@ def test_a_long_leaf_only_loses_its_end() -> None:
     assert tree.match_prefix(list(range(12))).length == 8
 
 
+def test_a_leaf_grows_unless_somebody_else_has_locked_it() -> None:
+    tree = tree_of()
+    end, _ = grow(tree, [1, 2])
+    assert grow(tree, [1, 2, 3])[0] is end
+    tree.lock(end)  # of a caller that has [1, 2, 3] and goes on from there
+    mine = tree.pool.alloc(1)
+    assert mine is not None
+    assert tree.insert(end, [1, 2, 3, 4], array("i", [0, 0, 0, *mine]), 3, 4).node is end
+    assert (tree.num_locked, end.slots[-1]) == (4, mine[0])
+    assert grow(tree, [1, 2, 3, 4, 5])[0].parent is end
+
+
 def test_flush_spares_what_is_locked() -> None:
     tree = tree_of()
-    kept, _ = grow(tree, [1, 2])
     grow(tree, [1, 2, 3])
-    tree.lock(kept)
+    tree.lock(tree.match_prefix([1, 2]).node)
     assert tree.flush() == 1
     assert tree.num_tokens == 2
 
 
 def test_dump_shows_each_node_with_its_first_tokens() -> None:
     tree = tree_of(num_slots=99)
-    grow(tree, list(range(30)))
     end, _ = grow(tree, [*range(30), 50])
+    tree.match_prefix(list(range(30)))
     upper, lower = sorted(tree.dump(str), key=lambda node: node.depth)
     assert (upper.num_tokens, upper.parent, upper.text) == (30, 0, str(list(range(24))))
     assert (lower.id, lower.parent, lower.num_tokens, lower.text) == (end.id, upper.id, 1, "[50]")
@@ -156,7 +171,7 @@ class Model:
         while stack:
             node, prefix = stack.pop()
             for end in range(self.page_size, len(node.key) + 1, self.page_size):
-                cached[prefix + tuple(node.key[:end])] = node.slots[end - self.page_size : end]
+                cached[prefix + tuple(node.key[:end])] = node.slots[end - self.page_size : end].tolist()
             stack += [(child, prefix + tuple(node.key)) for child in node.children.values()]
         assert cached.items() <= self.pages.items()
         self.pages = cached
@@ -175,7 +190,7 @@ def test_radix_random_operations_against_a_dictionary(page_size: int) -> None:
         kind = rng.random()
         if kind < 0.35:
             match = tree.match_prefix(tokens)
-            assert match.slots == model.match(tokens)
+            assert match.slots.tolist() == model.match(tokens)
             if rng.random() < 0.3 and len(locked) < 4:
                 tree.lock(match.node)
                 locked.append(match.node)
@@ -205,8 +220,8 @@ def _insert(tree: RadixCache, model: Model, tokens: list[int]) -> None:
         return
     done = tree.insert(tree.root, tokens, slots, 0, whole)
     tree.pool.free(done.doubled)
-    model.insert(tokens[:whole], slots)
-    assert slots == model.match(tokens[:whole])
+    model.insert(tokens[:whole], slots.tolist())
+    assert slots.tolist() == model.match(tokens[:whole])
 
 
 def _recount(tree: RadixCache, locked: list[Node]) -> None:

@@ -183,7 +183,7 @@ def test_parked_sequence_holds_nothing_and_goes_on() -> None:
     engine.add(1, forced(*PROMPT), greedy(4))
     engine.run()
     seq = engine.scheduler.seqs[1]
-    assert (seq.state, seq.row, seq.slots) == (SeqState.PARKED, -1, [])
+    assert (seq.state, seq.row, len(seq.slots)) == (SeqState.PARKED, -1, 0)
     engine.scheduler.tree.evict(20)  # under pressure its path goes too: it is computed again
     engine.scheduler.extend(1, 2, 0, [forced(3), greedy(4)])
     engine.run()
