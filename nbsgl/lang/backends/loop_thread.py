@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 import weakref
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
-from nbsgl.errors import EngineError, WrongProcess
+from nbsgl.errors import EngineError, UsageError, WrongProcess
+
+T = TypeVar("T")
 
 JOIN_S = 5.0
+TICK_S = 0.1  # waits are timed waits in the calling thread, so an interrupt ends them at once
 
 
 class LoopThread:
@@ -44,6 +49,27 @@ class LoopThread:
                 weakref.finalize(self, _stop, self._loop).atexit = False
             self._loop.call_soon_threadsafe(func, *args)
 
+    def wait(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run `work()` on the loop and wait for its result; an interrupt cancels it.  Not for the loop's own thread."""
+        if threading.current_thread() is self._thread:
+            raise UsageError("This would wait, and the thread of the event loop may not.", hint="Use another thread.")
+        future: Future[T] = Future()
+        tasks: list[asyncio.Task[None]] = []
+        self.call(lambda: tasks.append(asyncio.get_running_loop().create_task(_settle(work(), future))))
+        try:
+            while True:
+                try:
+                    return future.result(TICK_S)
+                except TimeoutError:
+                    if future.done():
+                        return future.result()  # its own TimeoutError, or an answer just now
+                    if self._thread is not None and not self._thread.is_alive():
+                        raise EngineError(f"{self._name}: this backend was closed.", hint="Make a new one.") from None
+        except BaseException:
+            with contextlib.suppress(EngineError):
+                self.call(lambda: [task.cancel() for task in tasks])
+            raise
+
     def close(self) -> None:
         """End everything; waits for the thread, unless it is this one.  Idempotent."""
         with self._lock:
@@ -53,6 +79,16 @@ class LoopThread:
         _stop(self._loop)
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(JOIN_S)
+
+
+async def _settle(work: Coroutine[Any, Any, T], future: Future[T]) -> None:
+    try:
+        future.set_result(await work)
+    except asyncio.CancelledError:
+        future.set_exception(EngineError("The backend was closed meanwhile.", hint="Make a new one."))
+        raise
+    except BaseException as error:
+        future.set_exception(error)
 
 
 def _stop(loop: asyncio.AbstractEventLoop) -> None:
