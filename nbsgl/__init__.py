@@ -25,6 +25,7 @@ _PLACES = {
     ),
     "nbsgl.lang.program": "function state SglFunction",
     "nbsgl.lang.state": "ProgramState",
+    "nbsgl.lang.ir": "HoleWarning",
     "nbsgl.lang.group": "ProgramStateGroup",
     "nbsgl.lang.choices": (
         "ChoicesDecision ChoicesSamplingMethod token_length_normalized greedy_token_selection "

@@ -16,6 +16,7 @@ from typing import Literal, Protocol, runtime_checkable
 import msgspec
 
 from nbsgl.errors import ParameterError
+from nbsgl.reasoning import Markers
 
 PROTOCOL_VERSION = 1
 
@@ -185,10 +186,14 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class GrammarSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which texts a sampled run may become: the kind and its text (JSON schemas as JSON text, property order kept)."""
+    """Which texts a sampled run may become: the kind and its text (JSON schemas as JSON text, property order kept).
+
+    `prefix` is text that stands before that, whatever the kind.
+    """
 
     kind: Literal["regex", "json_schema"]
     text: str
+    prefix: str = ""
 
 
 # ---- nodes: what a program submits -----------------------------------------------------------------------------------
@@ -235,6 +240,10 @@ class Role(Node, frozen=True, tag=True, kw_only=True):
 class Gen(Node, frozen=True, tag=True, kw_only=True):
     """A sampled run.  With `stream`, its text comes in `Chunk`s too; `name` is for messages and views.
 
+    `heal`: the last token of the text before is drawn again, as any tokens that begin with its characters (which are
+    no part of the result).  With `markers`, the thinking between them is cut out: of the result's text, and of the
+    branch, which goes on as if the answer alone had been written.
+
     `lookahead` is for services: ask for so many tokens at once, past this gen, and match what follows.
     """
 
@@ -242,6 +251,8 @@ class Gen(Node, frozen=True, tag=True, kw_only=True):
     params: SamplingParams
     grammar: GrammarSpec | None = None
     stream: bool = False
+    heal: bool = False
+    markers: Markers | None = None
     name: str | None = None
     lookahead: int = 0
 
@@ -319,6 +330,7 @@ class GenResult(msgspec.Struct, frozen=True, kw_only=True):
     `cached_tokens` counts prompt tokens whose KV was there already (from the tree, or from this branch's own earlier
     steps); `prefill_cached` and `prefill_computed` count what was taken from the tree and what was computed for this
     segment and the forced run before it, so their sums over a run's slots are its cache statistics.  Times in seconds.
+    `reasoning` is the thinking that was cut out of `text`; the ids have both.
     """
 
     text: str
@@ -334,6 +346,7 @@ class GenResult(msgspec.Struct, frozen=True, kw_only=True):
     ttft_s: float = 0.0
     e2e_s: float = 0.0
     complete: bool = True
+    reasoning: str = ""
     output_logprobs: Logprobs | None = None
     input_logprobs: Logprobs | None = None
 
@@ -351,6 +364,7 @@ class Chunk(Event, frozen=True, tag=True, kw_only=True):
     text: str
     ids: bytes = b""
     logprobs: Logprobs | None = None
+    reasoning: str = ""
 
 
 class GenDone(Event, frozen=True, tag=True, kw_only=True):
@@ -407,6 +421,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     With `folds_system` a leading system message stands inside the first user's message (whose prefix then comes first).
     `service` is the kind of remote service behind it; None: an engine, which runs branches itself.
+    `thinking` are the model's own marks around its thinking.
     `attention` is what computes it and why; `start_s` are the parts of the engine's start in seconds.
     """
 
@@ -425,6 +440,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     num_parameters: int = 0
     has_vision: bool = False
     service: Literal["chat", "completions"] | None = None
+    thinking: tuple[str, str] | None = None
     versions: dict[str, str] = {}
     start_s: dict[str, float] = {}
 

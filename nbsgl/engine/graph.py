@@ -64,6 +64,7 @@ MAX_DEPTH = 64
 MAX_SEGMENTS = 65_536  # per branch
 MAX_TEXT_BYTES = 16 << 20  # of one node
 MAX_CHOICES = 1024
+MAX_HEALED = 4  # tokens taken back: a character has four bytes at most
 
 Key = tuple[object, int]  # client, run number
 
@@ -276,7 +277,7 @@ class GraphRunner:
 
     def _gen(self, branch: Branch, node: Gen) -> bool:
         wants_prompt = node.params.return_logprob and node.params.logprob_start_len >= 0
-        if (wants_prompt and branch.posted) or (node.params.n > 1 and branch.may_be_cut):
+        if (wants_prompt and branch.posted) or ((node.params.n > 1 or node.heal) and branch.may_be_cut):
             return False
         params = self._resolved(node.params)
         if node.grammar:
@@ -285,29 +286,66 @@ class GraphRunner:
         if branch.is_first and not before:
             before = self._begin_empty(branch)
         self._check_fits(branch, params, node.name)
-        slot = GenSlot(node, params, self.codec)
-        one = msgspec.structs.replace(params, n=1)
-        drawn = Posted(Sampled(params=one, grammar=node.grammar, stream=node.stream), Cell(), slot)
+        one, spec, healed = msgspec.structs.replace(params, n=1), node.grammar, b""
+        if node.heal:
+            healed, num_taken = self._take_back(branch, before)
+        if healed:
+            spec = _after(healed, spec)
+            if isinstance(one.max_tokens, int):
+                one = msgspec.structs.replace(one, max_tokens=one.max_tokens + num_taken)
+        slot = GenSlot(node, params, self.codec, healed)
+        drawn = Posted(Sampled(params=one, grammar=spec, stream=node.stream), Cell(), slot)
         branch.cells.append(drawn.cell)
         branch.own.append(drawn.cell)
         if wants_prompt:
             self._score_prompt(branch, slot)
         self._seqs.post(branch, [*before, drawn])
         for i, sample in enumerate(slot.samples[1:], 1):
-            mine = Sampled(params=msgspec.structs.replace(one, seed=sample.seed), grammar=node.grammar)
+            mine = Sampled(params=msgspec.structs.replace(one, seed=sample.seed), grammar=spec)
             take = self._sample_taker(branch, slot, i)
             self._seqs.helper(branch, slot, mine, take, after=branch.num_posted - 1)
+        if slot.rewrites:
+            branch.slot = slot  # what follows waits: it may stand after another text than the one drawn
         return True
 
+    def _take_back(self, branch: Branch, before: list[Posted]) -> tuple[bytes, int]:
+        """Token healing: take the last token of the run that closes back.  Its bytes, and of how many tokens.
+
+        Further ones go with it until the bytes are whole characters; a marker, and the only token there is, stay.
+        """
+        self._check_bytes("token healing")
+        assert self.codec is not None
+        if not before or before[-1].pieces is None:
+            return b"", 0
+        last = before[-1]
+        ids, taken, data = list(last.cell.ids or ()), 0, b""
+        while taken < min(MAX_HEALED, len(ids)):
+            piece = self.codec.vocab.tokens[ids[-1 - taken]]
+            if not piece:
+                return b"", 0
+            taken, data = taken + 1, piece + data
+            if _is_text(data):
+                break
+        kept = ids[: len(ids) - taken]
+        if not data or not _is_text(data) or (not kept and len(branch.cells) == 1):
+            return b"", 0
+        last.cell.ids, last.segment, last.pieces = kept, Forced(ids=pack_ids(kept)), None
+        if not kept:
+            before.pop()
+        return data, taken
+
     def _check_grammar(self, spec: GrammarSpec) -> None:
+        self._check_bytes("a grammar")
+        grammar.check(spec)
+
+    def _check_bytes(self, what: str) -> None:
         if self.codec is None:
-            raise UsageError("a grammar needs a tokenizer.", hint="Start the engine without skip_tokenizer_init.")
+            raise UsageError(f"{what} needs a tokenizer.", hint="Start the engine without skip_tokenizer_init.")
         if self._misspelt is not None:
             raise Unsupported(
-                f"grammars need the bytes of every token, and this tokenizer's do not give back {self._misspelt!r}.",
-                hint="Leave the constraint out, or take another model.",
+                f"{what} needs the bytes of every token, and this tokenizer's do not give back {self._misspelt!r}.",
+                hint="Leave it out, or take another model.",
             )
-        grammar.check(spec)
 
     @cached_property
     def _misspelt(self) -> str | None:
@@ -535,7 +573,27 @@ class GraphRunner:
             branch.prefill_cached = branch.prefill_computed = 0
             if update.tail:
                 self._seqs.go_on_after_tail(branch, update.segment, posted.cell, update.tail)
+            if slot.rewrites:
+                self._rewrite(branch, slot, posted.cell)
             self._finish_gen(branch, slot)
+
+    def _rewrite(self, branch: Branch, slot: GenSlot, cell: Cell) -> None:
+        """What stands in the branch after a gen that was healed, or from which thinking was cut out."""
+        assert self.codec is not None
+        branch.slot = None
+        sample = slot.samples[0]
+        at = next(i for i, item in enumerate(branch.own) if item is cell)
+        branch.own[at:] = [(sample.text, False)]  # for who appends it: the drawn tokens have more, or less
+        if sample.splitter is None or not sample.splitter.has_cut:
+            drawn = self.codec.vocab.bytes_of(sample.ids) if slot.healed else b""
+            if len(drawn) < len(slot.healed):  # it ended before all was drawn again
+                branch.lead = slot.healed[len(drawn) :]
+            return
+        branch.cells.pop()  # the gen's own: what follows waits
+        branch.lead = slot.healed
+        branch.run.append((sample.text, False))
+        self._seqs.close(branch)
+        branch.is_lost = True  # the next segment opens a sequence without the thinking
 
     # ---- ends --------------------------------------------------------------------------------------------------------
 
@@ -590,6 +648,20 @@ class GraphRunner:
         events, self._events = self._events, {}
         for (client, run), news in events.items():
             self._emit(client, run, news)
+
+
+def _after(healed: bytes, spec: GrammarSpec | None) -> GrammarSpec:
+    """What may be drawn: the bytes taken back, and then anything, or what the gen's own grammar allows."""
+    spec = spec or GrammarSpec(kind="regex", text=r"(?s:.*)")
+    return msgspec.structs.replace(spec, prefix=healed.decode())
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _common_len(a: Sequence[int], b: Sequence[int]) -> int:

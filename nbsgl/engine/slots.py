@@ -23,6 +23,7 @@ from nbsgl.protocol import (
     pack_ids,
     unpack_ids,
 )
+from nbsgl.reasoning import Splitter
 
 
 def sample_seed(seed: int, sample: int) -> int:
@@ -48,13 +49,16 @@ class Sample:
 
     seed: int
     detokenizer: Detokenizer | None
+    skip: int = 0  # characters that stand in the prompt already
+    splitter: Splitter | None = None
+    reasoning: str = ""
     ids: list[int] = field(default_factory=list)
     text: str = ""
     logprobs: TokenScores = field(default_factory=TokenScores)
     last: Update | None = None
 
-    def take(self, update: Update, with_logprobs: bool) -> tuple[list[int], str]:
-        """Add an update's tokens; returns the new ids and the whole characters they complete."""
+    def take(self, update: Update, with_logprobs: bool) -> tuple[list[int], str, str]:
+        """Add an update's tokens; returns the new ids, the whole characters they complete, and those of thinking."""
         new = unpack_ids(update.ids)
         self.ids += new
         text = ""
@@ -62,27 +66,44 @@ class Sample:
             text = self.detokenizer.push(new)
             if update.done:
                 text += self.detokenizer.push_bytes(update.tail) + self.detokenizer.finish()
+        text, self.skip = text[self.skip :], max(0, self.skip - len(text))
+        thought = ""
+        if self.splitter is not None:
+            thought, text = self._split(text, update.done)
         self.text += text
+        self.reasoning += thought
         if update.scores and with_logprobs:
             self.logprobs.logprobs.extend(update.scores.logprobs)
             self.logprobs.top.extend(update.scores.top)
         if update.done:
             self.last = update
-        return new, text
+        return new, text, thought
+
+    def _split(self, text: str, is_end: bool) -> tuple[str, str]:
+        assert self.splitter is not None
+        parts = [self.splitter.push(text)] + ([self.splitter.finish()] if is_end else [])
+        return "".join(thought for thought, _ in parts), "".join(answer for _, answer in parts)
 
 
 class GenSlot:
-    """A `Gen` under way.  `samples[0]` is the branch's own; prompt scores arrive from a sequence of their own."""
+    """A `Gen` under way.  `samples[0]` is the branch's own; prompt scores arrive from a sequence of their own.
 
-    def __init__(self, node: Gen, params: SamplingParams, codec: TextCodec | None) -> None:
+    `healed` are the bytes of the prompt that are drawn again.
+    """
+
+    def __init__(self, node: Gen, params: SamplingParams, codec: TextCodec | None, healed: bytes = b"") -> None:
         assert params.seed is not None
-        self.node, self.params, self.codec = node, params, codec
-        seeds = [sample_seed(params.seed, i) for i in range(params.n)]
-        self.samples = [Sample(seed, codec.detokenizer() if codec else None) for seed in seeds]
+        self.node, self.params, self.codec, self.healed = node, params, codec, healed
+        self.samples = [self._sample(sample_seed(params.seed, i)) for i in range(params.n)]
         self.helpers: list[int] = []  # further sequences the worker runs for this slot
         self.prompt_ids: list[int] | None = None
         self.prompt_scores: TokenScores | None = None
         self.prefill_cached = self.prefill_computed = 0
+
+    def _sample(self, seed: int) -> Sample:
+        detokenizer = self.codec.detokenizer() if self.codec else None
+        splitter = Splitter(self.node.markers) if self.node.markers else None
+        return Sample(seed, detokenizer, len(self.healed.decode()), splitter)
 
     @property
     def number(self) -> int:
@@ -93,19 +114,31 @@ class GenSlot:
         return bool(self.params.stop)
 
     @property
+    def rewrites(self) -> bool:
+        """Whether what comes to stand in the branch may be other than what was drawn."""
+        return bool(self.healed) or self.node.markers is not None
+
+    @property
     def partial(self) -> str:
         return self.samples[0].text
 
     def take(self, sample: int, update: Update) -> Chunk | None:
         """Add an update of one sample; the chunk to stream, if there is one."""
-        ids, text = self.samples[sample].take(update, self.params.return_logprob)
+        ids, text, thought = self.samples[sample].take(update, self.params.return_logprob)
         self.prefill_cached += update.prefill_cached
         self.prefill_computed += update.prefill_computed
-        if sample or not self.node.stream or not (text or ids):
+        if sample or not self.node.stream or not (text or ids or thought):
             return None
         scores = update.scores if self.params.return_logprob else None
         logprobs = with_text(self.codec, ids, scores) if scores else None
-        return Chunk(branch=self.node.branch, slot=self.number, text=text, ids=pack_ids(ids), logprobs=logprobs)
+        return Chunk(
+            branch=self.node.branch,
+            slot=self.number,
+            text=text,
+            ids=pack_ids(ids),
+            logprobs=logprobs,
+            reasoning=thought,
+        )
 
     @property
     def is_done(self) -> bool:
@@ -127,7 +160,7 @@ class GenSlot:
         return GenResult(
             text=sample.text,
             ids=pack_ids(sample.ids),
-            finish=end.finish or Finish(type="stop"),
+            finish=self._finish(end.finish),
             prompt_tokens=end.prompt_len,
             cached_tokens=end.cached_len,
             completion_tokens=len(sample.ids),
@@ -138,9 +171,16 @@ class GenSlot:
             ttft_s=end.ttft_s,
             e2e_s=end.e2e_s,
             complete=end.complete,
+            reasoning=sample.reasoning,
             output_logprobs=with_text(self.codec, sample.ids, sample.logprobs) if wants else None,
             input_logprobs=prompt,
         )
+
+    def _finish(self, finish: Finish | None) -> Finish:
+        """The limit as it was asked for: tokens that are drawn again do not count."""
+        if self.healed and finish and finish.type == "length" and isinstance(self.node.params.max_tokens, int):
+            return Finish(type="length", length=self.node.params.max_tokens)
+        return finish or Finish(type="stop")
 
 
 class SelectSlot:

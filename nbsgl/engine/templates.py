@@ -22,6 +22,7 @@ from nbsgl.chat_templates import ChatTemplate
 from nbsgl.engine.tokenizer_files import TokenizerFiles
 from nbsgl.errors import TemplateError
 from nbsgl.protocol import RoleFormat
+from nbsgl.reasoning import own_pair
 
 logger = logging.getLogger("nbsgl")
 
@@ -46,6 +47,7 @@ class RoleFormats(NamedTuple):
     adds none).  `stop` are strings that end an assistant's turn.  `writes_bos`: the template writes a BOS in front of a
     conversation, so a sequence must begin with one, whether or not the tokenizer adds it to plain text.
     `folds_system`: a leading system message stands inside the first user's message, after that one's prefix.
+    `thinking`: the marks around the model's thinking.
     """
 
     roles: dict[str, RoleFormat]
@@ -54,6 +56,7 @@ class RoleFormats(NamedTuple):
     stop: tuple[str, ...] = ()
     writes_bos: bool = False
     folds_system: bool = False
+    thinking: tuple[str, str] | None = None
 
 
 def role_formats(folder: Path | str, chat_template: str | None = None) -> RoleFormats:
@@ -155,7 +158,8 @@ def _take_apart(template: str, files: TokenizerFiles, source: str) -> RoleFormat
         logger.warning("%s has no place for a system message: its text is written without markup.", what)
     markers = [token.text for token in files.added if token.special]
     stop = _stops(parts.roles["assistant"].suffix, markers)
-    return RoleFormats(parts.roles, parts.default_system, source, stop, bool(bos), parts.folds_system)
+    thinking = own_pair(template) or own_pair("\n".join(token.text for token in files.added))
+    return RoleFormats(parts.roles, parts.default_system, source, stop, bool(bos), parts.folds_system, thinking)
 
 
 def _written_bos(text: str, files: TokenizerFiles, bos_token: str) -> str:

@@ -241,6 +241,7 @@ class TextRoom:
             default_system=formats.default_system if formats else None,
             folds_system=formats is not None and formats.folds_system,
             template=formats.source if formats else "none",
+            thinking=formats.thinking if formats else None,
             device=ready.device,
             dtype=ready.dtype,
             device_reason=ready.device_reason,

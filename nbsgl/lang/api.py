@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, NoReturn
+from dataclasses import replace
+from typing import Any
 
-from nbsgl.errors import ParameterError, Unsupported
+from nbsgl.errors import ParameterError
 from nbsgl.lang.choices import ChoicesSamplingMethod, token_length_normalized
-from nbsgl.lang.ir import Concat, Expr, GenExpr, RoleBegin, RoleEnd, SelectExpr, TextExpr, caller, parts, refuse_mark
+from nbsgl.lang.ir import (
+    Concat,
+    Expr,
+    GenExpr,
+    ImageExpr,
+    RoleBegin,
+    RoleEnd,
+    SelectExpr,
+    TextExpr,
+    Thinking,
+    VideoExpr,
+    caller,
+    parts,
+    refuse_mark,
+    watched,
+)
 from nbsgl.lang.params import checked
 from nbsgl.lang.types import constraint
+from nbsgl.reasoning import MODEL_TYPES
 
 logger = logging.getLogger("nbsgl")
 _warned: set[str] = set()  # call sites that were told once
@@ -45,6 +62,7 @@ def gen(
     repetition_penalty: float | None = None,
     logit_bias: dict[int, float] | None = None,
     list_append: bool = False,
+    heal: bool = False,
 ) -> Expr:
     """A hole that the model fills; its text becomes the variable `name`.  None means the run's default.
 
@@ -53,6 +71,7 @@ def gen(
     JSON string, or a class) constrains the text; `s.value(name)` gives it as a value.  `max_tokens="fit"` means as many
     as fit the context.  With n > 1 the variable is a list and the program goes on with the first; with `list_append`
     the text is added to the list that `name` is, or becomes.
+    `heal` draws the last token of the text before again, so that a word may go on over the line between them.
     Raises `ParameterError` or `BadRegex` at once.
     """
     given = {
@@ -77,6 +96,8 @@ def gen(
         "return_text_in_logprobs": return_text_in_logprobs,
         "seed": seed,
     }
+    if not isinstance(heal, bool):
+        raise ParameterError(name="heal", value=heal, allowed="True or False")
     kinds = {"type": type, "dtype": dtype, "choices": choices, "regex": regex, "json_schema": json_schema}
     both = [kind for kind, value in kinds.items() if value is not None]
     if len(both) > 1:
@@ -87,6 +108,7 @@ def gen(
     where = caller()
     if choices is not None:
         unused = [key for key, value in given.items() if value is not None and key not in ("temperature", "seed")]
+        unused += ["heal"] if heal else []
         if unused and where not in _warned:
             _warned.add(where)
             logger.warning("%s: %s mean(s) nothing to a gen with choices.", where, ", ".join(unused))
@@ -98,9 +120,18 @@ def gen(
         raise ParameterError(name="choices_method", value=choices_method, allowed="given only together with choices=")
     _check_name(name, list_append)
     found = constraint(regex, json_schema, dtype if type is None else type, "dtype" if type is None else "type")
-    if found is None:
-        return GenExpr(name, checked(given), where=where, list_append=list_append)
-    return GenExpr(name, checked(given), found.grammar, found.stop, where, found.reader, list_append)
+    made = GenExpr(
+        name,
+        checked(given),
+        found.grammar,
+        found.stop,
+        where,
+        reader=found.reader,
+        list_append=list_append,
+        heal=heal,
+    )
+    watched(made)
+    return made
 
 
 def gen_int(*args: Any, **kwargs: Any) -> Expr:
@@ -175,7 +206,9 @@ def _select(
             allowed="an object of a ChoicesSamplingMethod class",
             hint="For example: choices_method=nbsgl.greedy_token_selection.",
         )
-    return SelectExpr(name, options, float(temperature), method, seed, where, list_append)
+    made = SelectExpr(name, options, float(temperature), method, seed, where, list_append)
+    watched(made)
+    return made
 
 
 def _check_name(name: object, list_append: bool = False) -> None:
@@ -243,23 +276,49 @@ def assistant_end() -> Expr:
     return RoleEnd("assistant")
 
 
-# ---- what this engine does not do ------------------------------------------------------------------------------------
+# ---- pictures, thinking ----------------------------------------------------------------------------------------------
 
 
-def image(expr: Any) -> NoReturn:
-    """Raises `Unsupported`: the engine runs text models."""
-    raise Unsupported("image(...): the engine runs text models only.", name="image", hint="Describe it in words.")
+def image(expr: Any) -> Expr:
+    """A picture: a path, bytes, or an image object.  A state whose model reads text only raises `Unsupported`."""
+    if expr is None:
+        raise ParameterError(name="expr", value=expr, allowed="a path, bytes, or an image object")
+    refuse_mark(expr, "image(...)")
+    return ImageExpr(expr)
 
 
-def video(path: Any, num_frames: int) -> NoReturn:
-    """Raises `Unsupported`: the engine runs text models."""
-    raise Unsupported("video(...): the engine runs text models only.", name="video", hint="Describe it in words.")
+def video(path: Any, num_frames: int) -> Expr:
+    """`num_frames` pictures of a film.  A state whose model reads text only raises `Unsupported`."""
+    refuse_mark(path, "video(...)")
+    if not isinstance(num_frames, int) or isinstance(num_frames, bool) or num_frames < 1:
+        raise ParameterError(name="num_frames", value=num_frames, allowed="an int >= 1")
+    return VideoExpr(path, num_frames)
 
 
-def separate_reasoning(expr: Any = None, model_type: str | None = None) -> NoReturn:
-    """Raises `Unsupported`; two gens with the marker as stop string do the same."""
-    raise Unsupported(
-        "separate_reasoning(...) is not supported yet.",
-        name="separate_reasoning",
-        hint='Write the two parts: gen("thinking", stop="</think>") + "</think>" + gen("answer").',
+def separate_reasoning(expr: Any = None, model_type: str | None = None) -> Expr:
+    """`expr` with the thinking of its gens kept apart.
+
+    The variable and the state's text have the answer only; the thinking is in `<name>_reasoning_content`.  None as
+    `model_type` means the marks of the model itself.
+    """
+    if model_type is not None and model_type not in MODEL_TYPES:
+        raise ParameterError(name="model_type", value=model_type, allowed=f"None, {', '.join(MODEL_TYPES)}")
+    items = [] if expr is None else parts(expr)
+    gens = [item for item in items if isinstance(item, GenExpr)]
+    if not gens:
+        raise ParameterError(
+            name="expr", value=expr, allowed="an expression with gens", hint='separate_reasoning(gen("answer"))'
+        )
+    for one in gens:
+        if one.name is None:
+            raise ParameterError(name="name", value=None, allowed="a name for every gen of separate_reasoning")
+        if one.grammar is not None:
+            raise ParameterError(
+                f"{one!r} is constrained, and the constraint would hold for its thinking too.",
+                name="expr",
+                value=one,
+                allowed="gens without type, regex and json_schema",
+            )
+    return Concat(
+        [replace(item, thinking=Thinking(model_type)) if isinstance(item, GenExpr) else item for item in items]
     )

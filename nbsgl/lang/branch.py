@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from nbsgl.errors import ProgramError
 from nbsgl.lang.choices import ChoicesSamplingMethod
 from nbsgl.lang.types import Reader
 from nbsgl.protocol import Gen, GenResult, Select, SelectDone, Status, TokenLogprob
@@ -40,6 +41,7 @@ class Slot:
     choice: SelectDone | None = None
     chosen: int = -1
     chunks: list[str] = field(default_factory=list)
+    thoughts: list[str] = field(default_factory=list)  # what came of its thinking, which is not in its text
     chunk_logprobs: list[TokenLogprob] = field(default_factory=list)
     num_chunk_tokens: int = 0
     error: BaseException | None = None
@@ -73,6 +75,13 @@ class Slot:
         if isinstance(self.node, Gen) and self.node.params.n > 1:
             return [result.text for result in self.results]
         return self.text
+
+    @property
+    def reasoning(self) -> str | list[str]:
+        """The thinking that was kept apart from the value."""
+        if isinstance(self.node, Gen) and self.node.params.n > 1:
+            return [result.reasoning for result in self.results]
+        return self.results[0].reasoning if self.results else "".join(self.thoughts)
 
     @property
     def typed(self) -> Any:
@@ -175,6 +184,25 @@ class Sampled(Binding):
         num = self.slot.node.params.n if isinstance(self.slot.node, Gen) else 1
         each: list[Atoms] = [[Link(self.slot, sample)] for sample in range(num)]
         return each if num > 1 else each[0]
+
+
+@dataclass(slots=True, eq=False)
+class Thought(Sampled):
+    """The thinking of a gen whose own variable has the answer only."""
+
+    def value(self) -> str | list[str]:
+        return self.slot.reasoning
+
+    def typed(self) -> Any:
+        return self.slot.reasoning
+
+    def atoms(self) -> Atoms | list[Atoms]:
+        if self.slot.status != "done":
+            raise ProgramError(
+                "A thinking that is still to come cannot be referred to, as it is in no branch.",
+                hint=f"Read it: s += s['{self.slot.name}_reasoning_content'].",
+            )
+        return Given(self.slot.reasoning).atoms()
 
 
 @dataclass(slots=True, eq=False)
@@ -360,7 +388,8 @@ class Branch:
         return slots_of(self.items)
 
     def own_slots(self) -> Iterator[Slot]:
-        return (slot for slot in self.slots() if slot.node.branch == self.number)
+        """Those it grew itself."""
+        return (item for item in self.items if isinstance(item, Slot) and item.node.branch == self.number)
 
     @property
     def is_done(self) -> bool:

@@ -257,6 +257,7 @@ class Executor:
             slot.first_at = time.monotonic()
         if isinstance(event, Chunk):
             slot.chunks.append(event.text)
+            slot.thoughts.append(event.reasoning)
             slot.num_chunk_tokens += len(event.ids) // 4
             if event.logprobs is not None:
                 slot.chunk_logprobs.extend(event.logprobs.tokens)

@@ -10,7 +10,10 @@ import itertools
 import os
 import re
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -47,6 +50,56 @@ def shown_line(path: str, number: int) -> str:
     return f"{name}:{number}"
 
 
+class HoleWarning(UserWarning):
+    """A hole was made in a program's body and dropped without being added to a state."""
+
+
+Dropped = list[tuple[str, str]]  # (line, hole)
+_body: ContextVar[Dropped | None] = ContextVar("nbsgl_body", default=None)
+_told: dict[Any, Any] = {}  # what `warnings` remembers: one warning per line
+
+
+@contextmanager
+def body() -> Iterator[None]:
+    """A program's body: when it ends well, holes that were made and dropped in it are warned of."""
+    dropped: Dropped = []
+    token = _body.set(dropped)
+    try:
+        yield
+    finally:
+        _body.reset(token)
+    for where, shown in dropped:
+        file, _, line = where.rpartition(":")
+        text = f"{shown} was made and never added to a state: nothing was asked.  Write `s += {shown}`."
+        warnings.warn_explicit(text, HoleWarning, file, int(line), registry=_told)
+
+
+class Watch:
+    """Tells the body that a hole was made in when it is dropped, unless a state has taken it."""
+
+    __slots__ = ("_dropped", "_where", "is_taken", "shown")
+
+    def __init__(self, where: str) -> None:
+        self._dropped, self._where, self.is_taken, self.shown = _body.get(), where, False, ""
+
+    def __del__(self) -> None:
+        if not self.is_taken and self._dropped is not None:
+            self._dropped.append((self._where, self.shown))
+
+
+def watched(hole: GenExpr | SelectExpr) -> None:
+    """Warn if the hole is dropped without being added to a state."""
+    if _body.get() is not None:
+        hole.watch = Watch(hole.where)
+        hole.watch.shown = repr(hole)
+
+
+def taken(hole: GenExpr | SelectExpr) -> None:
+    """A state has it."""
+    if hole.watch is not None:
+        hole.watch.is_taken = True
+
+
 class Expr:
     """Base of all expressions."""
 
@@ -61,6 +114,8 @@ class Expr:
         return Concat([*parts(other), *parts(self)])
 
     def _refuse(self, use: str) -> NoReturn:
+        if isinstance(self, (GenExpr, SelectExpr)):
+            taken(self)  # the error tells enough
         add, read = self.example
         raise HoleError(
             f"{self!r} is a hole, not a value: it has no text until a state has run it, so it cannot be {use}.",
@@ -190,6 +245,13 @@ class TextExpr(Expr):
         return f"raw({shown})" if self.raw else shown
 
 
+@dataclass(frozen=True, slots=True)
+class Thinking:
+    """A gen's thinking is kept apart; the model type says how it is marked (None: the model's own marks)."""
+
+    model_type: str | None
+
+
 @dataclass(slots=True, eq=False)
 class GenExpr(Expr):
     """A sampled run.  `given` holds the parameters set in the call, under `SamplingParams`' names; `reader` makes the
@@ -202,6 +264,9 @@ class GenExpr(Expr):
     where: str = ""
     reader: Reader | None = None
     list_append: bool = False
+    heal: bool = False
+    thinking: Thinking | None = None
+    watch: Watch | None = field(default=None, repr=False)
     kind = "gen"
 
     def __repr__(self) -> str:
@@ -219,6 +284,7 @@ class SelectExpr(Expr):
     seed: int | None = None
     where: str = ""
     list_append: bool = False
+    watch: Watch | None = field(default=None, repr=False)
     ignored: tuple[str, ...] = ()  # parameters that were given and mean nothing to it
     kind = "select"
     example = 's += gen("first_word", choices=[...])', 's["first_word"] == ...'
@@ -240,6 +306,31 @@ class RefExpr(Expr):
 
     def __repr__(self) -> str:
         return f"ref({self.name!r})"
+
+
+@dataclass(slots=True, eq=False)
+class ImageExpr(Expr):
+    """A picture: a path, bytes, or an image object."""
+
+    source: Any
+    kind = "image"
+    example = 's += image("a.png")', "s.text()"
+
+    def __repr__(self) -> str:
+        return f"image({self.source!r})" if isinstance(self.source, str) else f"image({type(self.source).__name__})"
+
+
+@dataclass(slots=True, eq=False)
+class VideoExpr(Expr):
+    """Pictures of a film."""
+
+    path: Any
+    num_frames: int
+    kind = "video"
+    example = 's += video("a.mp4", 8)', "s.text()"
+
+    def __repr__(self) -> str:
+        return f"video({self.path!r}, {self.num_frames})"
 
 
 @dataclass(slots=True, eq=False)

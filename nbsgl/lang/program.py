@@ -17,7 +17,7 @@ from nbsgl.lang.block import StateBlock
 from nbsgl.lang.branch import Scope
 from nbsgl.lang.default import default
 from nbsgl.lang.executor import Executor
-from nbsgl.lang.ir import caller
+from nbsgl.lang.ir import body, caller
 from nbsgl.lang.janitor import janitor
 from nbsgl.lang.params import ALIASES, NAMES, checked
 from nbsgl.lang.program_graph import SubProgram
@@ -330,7 +330,8 @@ class Job:
     def run_body(self, state: ProgramState, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Run the body to its end and send what it queued; its exception ends what it began, and goes on."""
         try:
-            value = self.program.func(state, *args, **self.program.merged(kwargs))
+            with body():
+                value = self.program.func(state, *args, **self.program.merged(kwargs))
             state.end_body(ret_value=value)
         except BaseException as error:
             state.end_body(error)

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import msgspec
+
 from nbsgl.errors import (
     Aborted,
     HoleError,
@@ -37,19 +39,35 @@ from nbsgl.lang.branch import (
     Scope,
     Slot,
     Span,
+    Thought,
     failure,
     flat,
     is_ready,
 )
 from nbsgl.lang.executor import TICK_S, Executor
 from nbsgl.lang.group import ProgramStateGroup
-from nbsgl.lang.ir import Expr, GenExpr, RefExpr, RoleBegin, RoleEnd, SelectExpr, TextExpr, parts, refuse_mark
+from nbsgl.lang.ir import (
+    Expr,
+    GenExpr,
+    ImageExpr,
+    RefExpr,
+    RoleBegin,
+    RoleEnd,
+    SelectExpr,
+    TextExpr,
+    Thinking,
+    VideoExpr,
+    parts,
+    refuse_mark,
+    taken,
+)
 from nbsgl.lang.janitor import janitor
 from nbsgl.lang.meta import meta_info_of
 from nbsgl.lang.params import resolve
 from nbsgl.lang.streams import AsyncWaiter, Cursor
 from nbsgl.lang.view import run_view
 from nbsgl.protocol import Choose, Gen, ModelInfo, Ref, Role, RunView, Select, Text
+from nbsgl.reasoning import MODEL_TYPES, Markers
 
 if TYPE_CHECKING:
     from nbsgl.lang.explain import Explanation
@@ -111,9 +129,17 @@ class ProgramState:
         elif isinstance(item, RoleEnd):
             self._end_role(item.role, info)
         elif isinstance(item, GenExpr):
+            taken(item)
             return self._add_gen(item, info)
         elif isinstance(item, SelectExpr):
+            taken(item)
             return self._add_select(item)
+        elif isinstance(item, (ImageExpr, VideoExpr)):
+            raise Unsupported(
+                f"{item!r}: {info.model} reads text only.",
+                name=item.kind,
+                hint="Describe it in words, or take a backend whose model sees.",
+            )
         else:
             raise HoleError(f"A state cannot take {item!r}.")
         return None
@@ -179,12 +205,19 @@ class ProgramState:
         scope = self.branch.scope
         stops = (*expr.more_stop, *info.stop)
         params = resolve(scope.defaults, expr.given, stops, self._seed())
+        if expr.heal and params.ignore_eos:
+            raise ParameterError(
+                name="ignore_eos", value=True, allowed="False with heal=True, which works by a grammar"
+            )
+        markers = self._markers(expr.thinking, info) if expr.thinking is not None else None
         node = Gen(
             branch=self.branch.number,
             slot=self.executor.next_number(),
             params=params,
             grammar=expr.grammar,
             stream=scope.stream,
+            heal=expr.heal,
+            markers=markers,
             name=expr.name,
             lookahead=scope.lookahead if info.service is not None else 0,
         )
@@ -192,7 +225,28 @@ class ProgramState:
         with_text = bool({**scope.defaults, **expr.given}.get("return_text_in_logprobs", False))
         role, seed = self.branch.role, scope.seed
         slot = Slot(node, expr.where, role, with_text=with_text, run_seed=seed, reader=expr.reader)
-        return self._add_slot(slot, expr.list_append)
+        self._add_slot(slot, expr.list_append)
+        if markers is not None:
+            self.branch.bindings[f"{expr.name}_reasoning_content"] = Thought(slot)
+        return slot
+
+    def _markers(self, thinking: Thinking, info: ModelInfo) -> Markers:
+        """What stands around the thinking; after text that ends in the opening mark, the gen begins inside it."""
+        if thinking.model_type is not None:
+            markers = MODEL_TYPES[thinking.model_type]
+        elif info.thinking is not None:
+            markers = Markers(opening=info.thinking[0], closing=info.thinking[1])
+        else:
+            raise ParameterError(
+                f"{info.model} has no marks of its own around its thinking.",
+                name="model_type",
+                value=None,
+                allowed=", ".join(MODEL_TYPES),
+                hint='Name its kind: separate_reasoning(..., model_type="qwen3").',
+            )
+        last = self.branch.items[-1] if self.branch.items else None
+        is_open = isinstance(last, Piece) and last.text.rstrip().endswith(markers.opening)
+        return msgspec.structs.replace(markers, is_open=True) if is_open else markers
 
     def _add_select(self, expr: SelectExpr) -> Slot:
         method = choices.method_name(expr.method)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nbsgl.lang.branch import Binding, Link, Sampled, Slot, failure, is_ready
+from nbsgl.lang.branch import Binding, Link, Sampled, Slot, Thought, failure, is_ready
 from nbsgl.lang.meta import meta_info, triples
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Cursor:
                 return ""
         binding = self._binding
         if isinstance(binding, Sampled):
-            text = self._read_slot(binding.slot)
+            text = self._read_slot(binding.slot, of_thinking=isinstance(binding, Thought))
             if binding.slot.is_final:
                 self._finish(binding.slot.error)
             return text
@@ -84,12 +84,14 @@ class Cursor:
         value = binding.value()
         return value if isinstance(value, str) else str(value)
 
-    def _read_slot(self, slot: Slot) -> str:
+    def _read_slot(self, slot: Slot, of_thinking: bool = False) -> str:
+        chunks = slot.thoughts if of_thinking else slot.chunks
         if slot.is_final and slot.error is None:
-            text = slot.text[self._chars :]
+            whole = slot.reasoning if of_thinking else slot.text
+            text = (whole if isinstance(whole, str) else whole[0])[self._chars :]
         else:
-            text = "".join(slot.chunks[self._chunks :])
-            self._chunks = len(slot.chunks)
+            text = "".join(chunks[self._chunks :])
+            self._chunks = len(chunks)
         self._chars += len(text)
         return text
 

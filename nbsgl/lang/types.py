@@ -66,7 +66,7 @@ class Reader:
 class Constraint:
     """What a gen's text may be, the stop strings that go with it, and what `s.value` makes of it."""
 
-    grammar: GrammarSpec
+    grammar: GrammarSpec | None = None
     stop: tuple[str, ...] = ()
     reader: Reader | None = None
 
@@ -80,8 +80,8 @@ class Plain:
     stop: tuple[str, ...] = ()
 
 
-def constraint(regex: object, json_schema: object, wanted: object, parameter: str = "dtype") -> Constraint | None:
-    """The constraint of a gen; at most one is given, `wanted` under the name `parameter`."""
+def constraint(regex: object, json_schema: object, wanted: object, parameter: str = "dtype") -> Constraint:
+    """The constraint of a gen, which may be none; at most one is given, `wanted` under the name `parameter`."""
     if wanted is not None:
         return of_type(wanted, parameter)
     if regex is not None:
@@ -97,7 +97,7 @@ def constraint(regex: object, json_schema: object, wanted: object, parameter: st
         return Constraint(GrammarSpec(kind="regex", text=regex))
     if json_schema is not None:
         return _of_schema(json_schema)
-    return None
+    return Constraint()
 
 
 # ---- types -----------------------------------------------------------------------------------------------------------

@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from nbsgl import errors, scoring
 from nbsgl.protocol import (
     AnyEvent,
@@ -40,6 +42,7 @@ from nbsgl.protocol import (
     Text,
     pack_ids,
 )
+from nbsgl.reasoning import Splitter
 
 CHAT = {role: RoleFormat(f"<|{role}|>", "<|end|>") for role in ("system", "user", "assistant")}
 
@@ -307,12 +310,19 @@ class FakeBackend:
             chunks = [said] if isinstance(said, str) else list(said)
             if node.params.n > 1:
                 chunks = [f"{chunk}{sample}" for chunk in chunks]
-            results.append(self._result(branch.text, "".join(chunks), node))
+            thoughts = [""] * len(chunks)
+            if node.markers:
+                splitter = Splitter(node.markers)
+                cut = [*map(splitter.push, chunks), splitter.finish()]
+                chunks, thoughts = [answer for _, answer in cut], [thought for thought, _ in cut]
+            result = self._result(branch.text, "".join(chunks), node)
+            results.append(msgspec.structs.replace(result, reasoning="".join(thoughts)))
             if node.stream and sample == 0:
-                for chunk in chunks:
+                for chunk, thought in zip(chunks, thoughts):
                     ids = pack_ids(list(chunk.encode()))
                     logprobs = _logprobs(chunk) if node.params.return_logprob else None
-                    event = Chunk(branch=branch.number, slot=node.slot, text=chunk, ids=ids, logprobs=logprobs)
+                    where: dict[str, Any] = {"branch": branch.number, "slot": node.slot, "reasoning": thought}
+                    event = Chunk(text=chunk, ids=ids, logprobs=logprobs, **where)
                     self.told.append((run, event))
         self._grow(branch, results[0].text)
         run.texts[node.slot] = [result.text for result in results]

@@ -103,6 +103,8 @@ class FakeWorker:
             if message.parent is None:
                 start: list[int] = []
             else:
+                if any(other.seq == message.parent for other in self.waiting):
+                    continue  # it comes first, and is not there either
                 parent = self.seqs[message.parent]
                 if parent.done < message.after:
                     continue

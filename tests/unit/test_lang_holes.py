@@ -235,9 +235,6 @@ def test_json_schema_keeps_the_order_of_a_dict(backend) -> None:
     "call",
     [
         lambda: sgl.gen("x", stop_regex="a"),
-        lambda: sgl.image("a.png"),
-        lambda: sgl.video("a.mp4", 3),
-        lambda: sgl.separate_reasoning(sgl.gen("x")),
         lambda: sgl.function(lambda s: None).run(stop_regex="x"),
     ],
 )

@@ -28,6 +28,7 @@ LANGUAGE = [
     "image",
     "video",
     "separate_reasoning",
+    "HoleWarning",
     "prefetch",
     "state",
     "SglFunction",
@@ -109,6 +110,7 @@ def test_gen_has_sglangs_positions_in_order() -> None:
         "repetition_penalty",
         "logit_bias",
         "list_append",
+        "heal",
     ]
 
 

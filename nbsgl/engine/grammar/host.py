@@ -57,10 +57,13 @@ def source_of(spec: GrammarSpec) -> tuple[str, dict[str, Any] | None]:
 
     `no_forcing`: every token the language allows is in the mask, not only the canonical spelling of forced text.
     """
+    before = regex.to_rust(re.escape(spec.prefix)) if spec.prefix else ""
     if spec.kind == "regex":
-        return _lark(f"start: /{regex.to_rust(spec.text)}/"), None
+        text = regex.to_rust(spec.text)
+        return _lark(f"start: /(?:{before})(?:{text})/" if before else f"start: /{text}/"), None
     parsed = schema.load(spec.text)
-    return _lark("start: %json " + json.dumps({**parsed, "x-guidance": _JSON_FORM})), parsed
+    value = "%json " + json.dumps({**parsed, "x-guidance": _JSON_FORM})
+    return _lark(f"start: /{before}/ value\nvalue: {value}" if before else f"start: {value}"), parsed
 
 
 def _lark(body: str) -> str:
