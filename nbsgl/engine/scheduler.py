@@ -271,7 +271,8 @@ class Scheduler:
         if len(decodes) + bool(extends) > budget:
             decodes, extends = self._take_turns(decodes, extends, budget)
         for seq in decodes:
-            if not self.kv.grant(seq, seq.kv_len + 1, min(GRANT_AHEAD, seq.room_for_run)):
+            has_slot = seq.kv_len < len(seq.slots)  # 15 times of 16
+            if not has_slot and not self.kv.grant(seq, seq.kv_len + 1, min(GRANT_AHEAD, seq.room_for_run)):
                 return None
             plan.append((seq, 1))
         budget = self._most_extended(len(decodes)) if extends or self.waiting else 0
@@ -283,7 +284,7 @@ class Scheduler:
             if num_tokens:
                 plan.append((seq, num_tokens))
                 budget -= num_tokens
-        if budget > 0 and self.waiting and not is_short:
+        if budget + slack > 0 and self.waiting and not is_short:
             self._admit_waiting(plan, budget, slack)
         return plan if plan or not is_short else None
 
@@ -330,13 +331,14 @@ class Scheduler:
     def _chunk(self, seq: Sequence, budget: int, slack: int) -> int:
         """How many tokens the sequence extends by: what the budget allows and the pool has slots for.
 
-        `slack` tokens more are taken where that finishes the sequence's known tokens: a step less.
+        `slack` tokens more are taken where that finishes the sequence's known tokens: a step less.  Sequences before
+        it may have used some of the slack: then the budget is below zero.
         """
         num_tokens = len(seq.tokens) - seq.kv_len
-        if budget <= 0 or num_tokens <= 0:
-            return 0
         if num_tokens > budget + slack:
             num_tokens = budget
+        if num_tokens <= 0:
+            return 0
         room = len(seq.slots) - seq.kv_len + self.kv.num_available
         num_tokens = min(num_tokens, room)
         ahead = min(GRANT_AHEAD, seq.room_for_run) if seq.kv_len + num_tokens == len(seq.tokens) else 0
@@ -352,9 +354,11 @@ class Scheduler:
         leaders = {self._led_by(seq) for seq in self.running.values() if _prefills(seq)}
         promised = self.room.promised(self.running.values())
         for seq in order_waiting(self.policy, self.waiting.values(), self.stats.steps, self._look_up):
-            if budget <= 0 or len(self.running) >= self.limits.max_running or self.pool.num_free_rows == 0:
+            if budget + slack <= 0 or len(self.running) >= self.limits.max_running or self.pool.num_free_rows == 0:
                 return
             self._look_up(seq)
+            if budget <= 0 and len(seq.tokens) - seq.match_len > budget + slack:
+                return  # all that is left is slack, and too little of it
             if self._is_led(seq, leaders):
                 continue  # another computes this prefix now: use it once it is in the tree
             if not self._has_room(seq, promised):

@@ -32,6 +32,16 @@ def test_first_token_is_drawn_in_the_step_of_the_last_chunk() -> None:
     assert len(engine.ids(1, 1)) == 1
 
 
+def test_slack_is_filled_with_prompts_that_fit_whole() -> None:
+    engine = Engine(token_budget=64)  # and 4 more
+    sizes: list[list[int]] = []
+    engine.runner.watch = lambda batch: sizes.append([row.num_tokens for row in batch.rows])
+    for seq, num_tokens in enumerate((62, 3, 3, 3)):
+        engine.add(seq, forced(*[seq] * num_tokens), greedy(1))
+    engine.run()
+    assert sizes == [[62, 3, 3], [3]]
+
+
 def test_next_forced_run_is_extended_in_the_very_next_step() -> None:
     engine = Engine()
     batches: list[list[Row]] = []
