@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from nbsgl.errors import ProgramError
 from nbsgl.lang.choices import ChoicesSamplingMethod
 from nbsgl.lang.types import Reader
 from nbsgl.protocol import Gen, GenResult, Select, SelectDone, Status, TokenLogprob
+
+if TYPE_CHECKING:
+    import asyncio
 
 
 @dataclass(slots=True, eq=False)
@@ -337,10 +341,15 @@ class Scope:
     deadline_s: float | None = None
     where: str = ""
     thread: int = 0  # of the body, if it runs in one of its own
+    loop: asyncio.AbstractEventLoop | None = None  # of the body, if it is a coroutine
     branches: list[Branch] = field(default_factory=list)  # all it made, also those nobody can reach
     is_over: bool = False  # the body has ended
     ret_value: Any = None
     began: float = field(default_factory=time.monotonic)
+
+
+inside: ContextVar[tuple[Scope, ...]] = ContextVar("nbsgl_inside", default=())
+"""The `async def` programs whose body this code is part of."""
 
 
 @dataclass(slots=True, eq=False)

@@ -64,11 +64,9 @@ class SglFunction:
             raise ProgramError(
                 f"{self.name}: a program's first parameter is the state `s`.", hint=f"def {self.name}(s):"
             )
-        if inspect.iscoroutinefunction(func) or inspect.isasyncgenfunction(func):
-            raise Unsupported(
-                f"{self.name}: `async def` programs are not supported yet.",
-                hint="Write `def`; run it with stream=True and `await` the state.",
-            )
+        if inspect.isgeneratorfunction(func) or inspect.isasyncgenfunction(func):
+            raise ProgramError(f"{self.name}: a program's body cannot yield.", hint="Return what it gives.")
+        self.is_async = inspect.iscoroutinefunction(func)
         self.arg_names: list[str] = spec.args[1:]
         self.arg_defaults: tuple[Any, ...] = spec.defaults or ()
         self._keyword_names = {*self.arg_names, *spec.kwonlyargs}
@@ -108,6 +106,7 @@ class SglFunction:
         defaults of every gen; other keywords are the program's arguments.  With `stream` the body runs in a thread
         of its own and its texts can be read as they come.  With `use_thread=False` every `s +=` waits (debugging).
         The same `seed` gives the same texts.  After `deadline_s` seconds what is unfinished fails.
+        An `async def` body runs as a task of the running event loop, if there is one: then `await` the state.
         """
         swallowed = {name: value for name, value in kwargs.items() if name in RUN_PARAMETERS}
         arguments = {name: value for name, value in kwargs.items() if name not in RUN_PARAMETERS}
@@ -219,14 +218,23 @@ class SglFunction:
 
     def traced_arguments(self, known: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         """The arguments with a value (given, bound or by default), and the names of the others."""
+        self._refuse_async()
         unknown = known.keys() - self._keyword_names
         if unknown and not self._takes_any_keyword:
             raise ProgramError(f"{self.name} has no argument {sorted(unknown)}; it has {self.arg_names}.")
         arguments = {**self._defaults, **self.merged(known)}
         return arguments, [name for name in self._required if name not in arguments]
 
+    def _refuse_async(self) -> None:
+        if self.is_async:
+            raise Unsupported(
+                f"{self.name}: an `async def` program cannot be traced: what it awaits is not part of the graph.",
+                hint="Write `def`; `run` gives a state that can be awaited.",
+            )
+
     def _traced(self, args: Sequence[Any], kwargs: Mapping[str, Any], called: SubProgram) -> Any:
         """A call inside a trace: its branch belongs to that trace, and its state is a `TraceState`."""
+        self._refuse_async()
         recorder = current()
         assert recorder is not None
         if called.backend is None:
@@ -306,7 +314,15 @@ class Job:
         )
 
     def run(self, backend: Any, instance: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> ProgramState:
+        if self.program.is_async and self.eager:
+            raise ParameterError(name="use_thread", value=False, allowed="True for an `async def` program")
         state = self.new_state(backend, instance)
+        if self.program.is_async:
+            from nbsgl.lang import coroutines
+
+            if coroutines.has_loop():
+                coroutines.start(state, lambda: self._call(state, args, kwargs))
+                return state
         if not self.stream:
             self.run_body(state, args, kwargs)
             return state
@@ -329,13 +345,21 @@ class Job:
 
     def run_body(self, state: ProgramState, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Run the body to its end and send what it queued; its exception ends what it began, and goes on."""
+        if self.program.is_async:
+            from nbsgl.lang import coroutines
+
+            coroutines.run(state, lambda: self._call(state, args, kwargs))
+            return
         try:
             with body():
-                value = self.program.func(state, *args, **self.program.merged(kwargs))
+                value = self._call(state, args, kwargs)
             state.end_body(ret_value=value)
         except BaseException as error:
             state.end_body(error)
             raise
+
+    def _call(self, state: ProgramState, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        return self.program.func(state, *args, **self.program.merged(kwargs))
 
 
 def begin(executor: Executor, scope: Scope) -> ProgramState:

@@ -42,6 +42,7 @@ from nbsgl.lang.branch import (
     Thought,
     failure,
     flat,
+    inside,
     is_ready,
 )
 from nbsgl.lang.executor import TICK_S, Executor
@@ -322,6 +323,14 @@ class ProgramState:
 
     def _demand(self, is_ready: Callable[[], bool]) -> None:
         """Send what is queued and wait; an interrupt aborts the whole program first."""
+        if self._runs_in_this_loop():
+            with self.executor.lock:
+                if is_ready():
+                    return
+            raise ProgramError(
+                f"{self.branch.scope.title} is an `async def` program: waiting here would stop the loop it needs.",
+                hint='Write `await s.ready("x")` for a variable, `await s` for all that is queued.',
+            )
         try:
             while True:
                 self.executor.flush()
@@ -357,9 +366,23 @@ class ProgramState:
         """Send what is queued and wait for it; raises nothing when it fails."""
         self._demand(lambda: self.branch.error is not None or (self.branch.is_done and not self.is_growing()))
 
-    def is_growing(self) -> bool:
-        """Whether a body in a thread of its own may still add to this state, and this is not that thread."""
+    def _runs_in_this_loop(self) -> bool:
+        """Whether the body is a coroutine of the event loop that runs in this thread."""
         scope = self.branch.scope
+        if scope.loop is None or scope.is_over:
+            return False
+        import asyncio
+
+        try:
+            return asyncio.get_running_loop() is scope.loop
+        except RuntimeError:
+            return False
+
+    def is_growing(self) -> bool:
+        """Whether a body in a thread or task of its own may still add to this state, and this is not part of it."""
+        scope = self.branch.scope
+        if scope.loop is not None:
+            return not scope.is_over and scope not in inside.get()
         return scope.thread != 0 and not scope.is_over and scope.thread != threading.get_ident()
 
     def sync(self) -> None:
@@ -417,6 +440,23 @@ class ProgramState:
         self._await_binding(binding)
         return binding
 
+    async def ready(self, name: str | None) -> Any:
+        """`s[name]` without blocking the event loop: `v = await s.ready("x")`.  Cancelling it cancels the wait only."""
+        with self.executor.lock:
+            found = self._find(name)
+        if found is None:
+            await self._async_wait(
+                lambda: name in self.branch.bindings or not self.is_growing() or self.branch.error is not None
+            )
+            with self.executor.lock:
+                found = self._find(name)
+        assert found is not None
+        binding = found
+        await self._async_wait(lambda: failure(binding) is not None or is_ready(binding))
+        self._raise_failure(binding)
+        with self.executor.lock:
+            return binding.value()
+
     def _find(self, name: str | None) -> Binding | None:
         binding = self.branch.bindings.get(name)
         if binding is None:
@@ -442,6 +482,9 @@ class ProgramState:
 
     def _await_binding(self, binding: Binding) -> None:
         self._demand(lambda: failure(binding) is not None or is_ready(binding))
+        self._raise_failure(binding)
+
+    def _raise_failure(self, binding: Binding) -> None:
         error = failure(binding)
         if error is not None:
             if isinstance(binding, Gathered):

@@ -95,7 +95,6 @@ def test_F01_function_wraps_a_function_of_s() -> None:
         sgl.function(lambda state: None)
 
 
-@later("async def programs")
 def test_F01_async_programs(backend) -> None:
     async def body(s):
         s += "x" + sgl.gen("a")

@@ -8,7 +8,7 @@ import time
 import pytest
 
 import nbsgl as sgl
-from nbsgl.errors import HoleError, NoBackend, ParameterError, ProgramError, Unsupported
+from nbsgl.errors import HoleError, NoBackend, ParameterError, ProgramError
 from nbsgl.protocol import Fork, Gen, Root, Select, Text
 from tests.unit import programs
 from tests.unit.fakes import FakeBackend
@@ -101,14 +101,6 @@ def test_turns_by_halves_give_the_same_messages(backend) -> None:
 def test_function_wants_s_first() -> None:
     with pytest.raises(ProgramError, match="first parameter is the state `s`"):
         sgl.function(lambda x: None)
-
-
-def test_function_refuses_async_bodies() -> None:
-    async def body(s):
-        pass
-
-    with pytest.raises(Unsupported, match="async def"):
-        sgl.function(body)
 
 
 def test_function_with_arguments_and_its_attributes() -> None:
