@@ -19,9 +19,10 @@ and may be cancelled at any `await` (that is how a branch is aborted):
 
 What a request holds: `request.prompt` (all text before it), `request.parts` (the same in pieces: whether special tokens
 in one count, whether it was sampled, where messages begin and end), `request.node` (a `protocol.Gen` or `Select`),
-`ahead` (the branch's nodes that are queued behind it), `memo` (a dict of the branch's own, empty in forks, to keep what
-was asked for in advance).  What they raise (`Unsupported`, `ApiError`, ...) ends the branch with that error.
-The base class sets `seed`, `ttft_s` and `e2e_s` of results and counts `token_usage`.
+`ahead` (the nodes that are queued behind it; it grows), `more` (a coroutine: wait until it has), `memo` (a dict
+of the branch's own, empty in forks, to keep what was asked for in advance).  What must be waited for is waited for in
+`prepare(request)`, where it holds no room.  What they raise (`Unsupported`, `ApiError`, ...) ends the branch with that
+error.  The base class sets `seed`, `ttft_s` and `e2e_s` of results and counts `token_usage`.
 """
 
 from __future__ import annotations
@@ -88,11 +89,12 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What stands before a gen or select, and where to keep notes about the branch."""
+    """What stands before a gen or select, what is queued behind it, and where to keep notes about the branch."""
 
     parts: tuple[Part, ...]
-    ahead: tuple[AnyNode, ...]
+    ahead: Sequence[AnyNode]
     memo: dict[str, Any]
+    more: Callable[[], Awaitable[None]]
 
     @property
     def prompt(self) -> str:
@@ -178,6 +180,10 @@ class RemoteBackend(ABC):
 
     @abstractmethod
     async def score(self, request: Scoring) -> Scores: ...
+
+    async def prepare(self, request: Completion) -> None:
+        """Wait for what a request needs to know of its program; others go on meanwhile."""
+        return
 
     # ---- protocol.Backend --------------------------------------------------------------------------------------------
 
@@ -336,6 +342,7 @@ class RemoteRun:
             elif isinstance(node, Append) and (source := self._branches.get(node.source)) is not None:
                 source.readers += 1
             found.queue.append(node)
+            found.wake()
 
     def _refuse(self, node: AnyNode, branch: RemoteBranch | None) -> None:
         """The branch has failed, or was closed, before this node came."""
@@ -404,7 +411,8 @@ class RemoteRun:
             ids = pack_ids(piece.ids)
             self._tell(Chunk(branch=branch.number, slot=node.slot, text=piece.text, ids=ids, logprobs=piece.logprobs))
 
-        request = Completion(tuple(branch.parts), tuple(branch.queue), branch.memo, node)
+        request = Completion(tuple(branch.parts), branch.queue, branch.memo, lambda: self._news_of(branch), node)
+        await self._backend.prepare(request)
         async with self._backend.room:
             results = await self._backend.complete(request, say)
         took = time.monotonic() - began
@@ -420,7 +428,7 @@ class RemoteRun:
 
     async def _select(self, branch: RemoteBranch, node: Select) -> None:
         began = time.monotonic()
-        request = Scoring(tuple(branch.parts), tuple(branch.queue), branch.memo, node)
+        request = Scoring(tuple(branch.parts), branch.queue, branch.memo, lambda: self._news_of(branch), node)
         async with self._backend.room:
             found = await self._backend.score(request)
         self._backend.token_usage.prompt_tokens += found.prompt_tokens
