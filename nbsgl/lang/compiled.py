@@ -11,7 +11,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from nbsgl.errors import ProgramError
-from nbsgl.lang.branch import Binding, Scope, Span, failure, flat, is_ready
+from nbsgl.lang.branch import Binding, Listed, Scope, Span, failure, flat, is_ready
 from nbsgl.lang.default import default
 from nbsgl.lang.executor import Executor
 from nbsgl.lang.group import ProgramStateGroup
@@ -185,7 +185,8 @@ class Replay:
     def _define(self, node: GraphNode) -> None:
         state = self.states[node.branch]
         for name, var in node.defines:
-            self._values[var] = (state, state.branch.bindings[name])
+            binding = state.branch.bindings[name]
+            self._values[var] = (state, binding.entries[-1] if isinstance(binding, Listed) else binding)
 
     def _const(self, node: GraphNode) -> None:
         done = 0

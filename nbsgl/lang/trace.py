@@ -17,6 +17,7 @@ from nbsgl.errors import HoleError, NbsglError, ParameterError, ProgramError, Ro
 from nbsgl.lang import api
 from nbsgl.lang.default import default
 from nbsgl.lang.ir import (
+    Concat,
     Expr,
     GenExpr,
     RoleBegin,
@@ -29,7 +30,7 @@ from nbsgl.lang.ir import (
     shown_line,
 )
 from nbsgl.lang.program_graph import Demand, GraphNode, Op, Path, ProgramGraph, SubProgram
-from nbsgl.lang.symbols import Symbol, symbols_in
+from nbsgl.lang.symbols import Mixed, Symbol, symbols_in
 
 if TYPE_CHECKING:
     from nbsgl.lang.explain import Explanation
@@ -163,8 +164,15 @@ class TraceState:
         var = self.recorder.new_var()
         where = item.where if isinstance(item, (GenExpr, SelectExpr)) else caller()
         op = _OPS.get(item.kind, Op.REWRITE)
-        self._record(op, where=where, expr=item, name=name, defines=((name, var),))
-        self._bind(name, self.recorder.symbol(str(name), var))
+        defines: list[tuple[str | None, int]] = [(name, var)]
+        if isinstance(item, GenExpr) and item.thinking is not None:
+            defines.append((f"{name}_reasoning_content", self.recorder.new_var()))
+        self._record(op, where=where, expr=item, name=name, defines=tuple(defines))
+        before = self.variables.get(name)
+        for bound, number in defines:
+            self._bind(bound, self.recorder.symbol(str(bound), number))
+        if getattr(item, "list_append", False):
+            self._bind(name, [*(before if isinstance(before, list) else []), self.variables[name]])
 
     def _record(self, op: Op, where: str = "", **facts: Any) -> GraphNode | None:
         node = self.recorder.add(GraphNode(0, op, self.number, where or caller(), **facts))
@@ -199,7 +207,7 @@ class TraceState:
 
     def get_var(self, name: str | None) -> Any:
         """The variable's symbol; of one that a join has gathered, the list of its children's."""
-        value = self.ref(name)
+        value = self._variable(name)
         for symbol in symbols_in(value):
             if symbol.var is not None:
                 self.recorder.demand(symbol.name, symbol.var)
@@ -207,7 +215,20 @@ class TraceState:
 
     __getitem__ = get_var
 
-    def ref(self, name: str | None) -> Any:
+    def ref(self, name: str | None, sep: str | None = None) -> Any:
+        """The variable's symbol, without a demand; a list's are joined with `sep`."""
+        value = self._variable(name)
+        if not isinstance(value, (list, tuple)):
+            return value
+        if sep is None:
+            raise ParameterError(name="sep", value=sep, allowed=f"a string: {name!r} is a list")
+        found: list[Expr] = []
+        for one in value:
+            found += parts(sep) if found and sep else []
+            found += parts(one if isinstance(one, Expr) else str(one))
+        return Concat(found) if next(symbols_in(found), None) is None else Mixed(found)
+
+    def _variable(self, name: str | None) -> Any:
         if name in self._open_scopes or name not in self.variables:
             known = [key for key in self.variables if key is not None]
             raise UnknownVariable(

@@ -171,6 +171,36 @@ def test_list_append_goes_on_with_a_given_list_and_refuses_what_is_none(backend)
         s += sgl.gen("x", list_append=True)
 
 
+# ---- trace and compile -----------------------------------------------------------------------------------------------
+
+
+@sgl.function
+def written_down(s, topic):
+    s += topic + ": "
+    for _ in range(2):
+        s += sgl.gen("tips", list_append=True) + ", "
+    forks = s.fork(2)
+    forks += sgl.separate_reasoning(sgl.gen("each"), model_type="qwen3")
+    forks.join()
+    s += s.ref("tips", sep="+") + " and " + s.ref("each", sep="-") + sgl.gen("end")
+    return s["tips"], s["each_reasoning_content"]
+
+
+def test_a_compiled_program_gives_what_the_program_gives() -> None:
+    backend = FakeBackend(lambda prompt, node: f"<think>hm</think>{len(prompt)}" if node.name == "each" else "ok")
+    plain, compiled = written_down.run("tea", backend=backend), written_down.compile().run("tea", backend=backend)
+    assert compiled.text() == plain.text() == "tea: ok, ok, ok+ok and 13-13ok"
+    assert compiled.ret_value == plain.ret_value == (["ok", "ok"], ["hm", "hm"])
+    with pytest.raises(ParameterError, match="is a list"):
+        sgl.function(lacking_sep).trace()
+    backend.close()
+
+
+def lacking_sep(s):
+    s += "x" + sgl.gen("tips", list_append=True)
+    s += s.ref("tips")
+
+
 # ---- the engine ------------------------------------------------------------------------------------------------------
 
 
