@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 
 import pytest
@@ -230,4 +231,37 @@ def test_refs_and_several_results_on_the_embedded_model() -> None:
     assert s.text() == f"The capital of France is{s['x'][0]}."
     prompts = [info["prompt_tokens"] for info in s.get_meta_info("x")]
     assert len(set(prompts)) == 1
+    engine.close()
+
+
+def grown(seed: int, by_ref: bool) -> sgl.SglFunction:
+    """A program of forks, gens that are cut and healed, and values put in by reference or by reading them."""
+
+    @sgl.function
+    def program(s):
+        rng, states, made = random.Random(seed), [s], []
+        s += "The river and the tower of "
+        for i in range(8):
+            state, kind = rng.choice(states), rng.randrange(5)
+            if kind == 0 and len(states) < 4:
+                states += state.fork(1)
+            elif kind == 1 and made:
+                owner, name = rng.choice(made)
+                state += "<" + (owner.ref(name) if by_ref else owner[name]) + ">"
+            else:
+                limits = {"max_tokens": rng.choice([1, 4]), "stop": rng.choice([None, "a", "\n"])}
+                state += rng.choice([" is", " town Par", "\n1 + 2 = "])
+                state += sgl.gen(f"v{i}", heal=rng.random() < 0.4, **limits)
+                made.append((state, f"v{i}"))
+        return states
+
+    return program
+
+
+def test_random_programs_give_the_same_by_reference_and_by_value() -> None:
+    engine = InProcessEngine()
+    for seed in range(8):
+        runs = [grown(seed, by_ref).run(backend=engine, temperature=0, seed=1) for by_ref in (True, False)]
+        by_ref, by_value = ([state.text() for state in run.ret_value] for run in runs)
+        assert by_ref == by_value, seed
     engine.close()
