@@ -74,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.set_defaults(do=_demo)
 
     commands.add_parser("bench", help="measure the engine on this machine", add_help=False)
+    commands.add_parser("serve", help="serve a model over HTTP, with SGLang's routes", add_help=False)
     return parser
 
 
@@ -83,12 +84,19 @@ def _bench(options: Sequence[str]) -> int:
     return cli.main(options)
 
 
+def _serve(options: Sequence[str]) -> int:
+    from nbsgl.engine.server import cli
+
+    return cli.main(options)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; errors of ours and missing files end in one line on standard error and status 1."""
     given = list(sys.argv[1:] if argv is None else argv)
     try:
-        if given[:1] == ["bench"]:  # its options are its own
-            return _bench(given[1:])
+        own = {"bench": _bench, "serve": _serve}.get(given[0]) if given else None  # their options are their own
+        if own is not None:
+            return own(given[1:])
         args = _parser().parse_args(given)
         return int(args.do(args))
     except (NbsglError, OSError) as error:

@@ -1,0 +1,1 @@
+"""The HTTP door of an engine: SGLang's routes for programs on other machines or in other processes."""
