@@ -69,9 +69,11 @@ def _of_select(run_id: str, slot: Slot) -> dict[str, Any]:
     assert done is not None
     assert slot.method is not None
     assert isinstance(slot.node, Select)
-    decision = choices.decide(slot.method, slot.node.choices, done.token_logprobs, done.unconditional)
+    scored: dict[str, Any] = {}
+    if done.token_logprobs:  # else a service has chosen by other means
+        scored = choices.decide(slot.method, slot.node.choices, done.token_logprobs, done.unconditional).meta_info or {}
     return {
-        **(decision.meta_info or {}),
+        **scored,
         "id": f"{run_id}-{slot.number}",
         "scores": done.scores,
         "prompt_tokens": done.prompt_tokens,

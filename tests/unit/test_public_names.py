@@ -42,6 +42,11 @@ LANGUAGE = [
 ]
 BACKENDS = [
     "Engine",
+    "OpenAI",
+    "Anthropic",
+    "LiteLLM",
+    "VertexAI",
+    "Crusoe",
     "ServerArgs",
     "global_config",
     "start",
