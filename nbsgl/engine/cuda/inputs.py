@@ -87,7 +87,7 @@ def lay_out(
         known = row.history[row.start : row.start + row.num_tokens]
         tokens[at:end] = FED_BACK if row.is_fed_back else known
         table_rows[at:end] = row.row
-        positions[at:end] = range(row.start, row.start + row.num_tokens)
+        positions[at:end] = np.arange(row.start, row.start + row.num_tokens)
         at = end
     spans = [ExtendSpan(rows[i].row, rows[i].num_tokens, rows[i].start + rows[i].num_tokens) for i in longer]
     return StepTokens(
