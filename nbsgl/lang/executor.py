@@ -15,7 +15,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import msgspec
 
@@ -103,6 +103,8 @@ class Executor:
         self._waiters: list[Waiter] = []
         self.lease = Lease(self)
         self._info: ModelInfo | None = None
+        # by its method's name: asking a protocol takes 10 us, and there is an executor per row
+        self._limits = cast(Limited, backend) if hasattr(backend, "check") else None
         self.num_submissions = 0  # that asked for something
         self.branches: dict[int, Branch] = {}  # that somebody can reach
         self.id = os.urandom(6).hex()
@@ -116,8 +118,8 @@ class Executor:
 
     def check(self, node: Gen | Select, given: Collection[str]) -> None:
         """`Unsupported` if the backend knows that it cannot carry this out."""
-        if isinstance(self.backend, Limited):
-            self.backend.check(node, given)
+        if self._limits is not None:
+            self._limits.check(node, given)
 
     @property
     def lock(self) -> contextlib.AbstractContextManager[Any]:

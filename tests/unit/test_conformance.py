@@ -526,7 +526,6 @@ def test_F74_an_engine_is_a_backend(engine) -> None:
     assert next(iter(inspect.signature(sgl.Engine).parameters)) == "model_path"
 
 
-@later("OpenAI, Anthropic, LiteLLM, VertexAI, Crusoe")
 def test_F75_backends_of_services_are_always_importable() -> None:
     assert all(callable(getattr(sgl, name)) for name in ("OpenAI", "Anthropic", "LiteLLM", "VertexAI", "Crusoe"))
 

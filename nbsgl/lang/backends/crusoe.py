@@ -18,6 +18,7 @@ class Crusoe(OpenAI):
     """
 
     service = "Crusoe"
+    key_variable = "CRUSOE_API_KEY"
 
     def __init__(
         self,
@@ -27,8 +28,8 @@ class Crusoe(OpenAI):
         chat_template: ChatTemplate | str | None = None,
         **kwargs: Any,
     ) -> None:
-        key = api_key or os.environ.get("CRUSOE_API_KEY")
+        key = api_key or os.environ.get(self.key_variable)
         if not key:
-            raise key_missing(self.service, "CRUSOE_API_KEY")
+            raise key_missing(self.service, self.key_variable)
         kwargs.setdefault("is_chat_model", True)
         super().__init__(model_name, chat_template=chat_template, api_key=key, base_url=base_url or BASE_URL, **kwargs)

@@ -35,6 +35,7 @@ class OpenAI(ApiBackend):
     """
 
     service = "OpenAI"
+    key_variable = "OPENAI_API_KEY"
     takes_seeds = True
 
     def __init__(
@@ -74,8 +75,9 @@ class OpenAI(ApiBackend):
             ("OpenAI-Organization", organization, "OPENAI_ORG_ID"),
             ("OpenAI-Project", project, "OPENAI_PROJECT_ID"),
         ):
-            if value or (os.environ.get(variable) and not is_azure):
-                headers[header] = value or os.environ[variable]
+            found = value or (os.environ.get(variable) if url.startswith(BASE_URL) else None)
+            if found:
+                headers[header] = found
         http = HttpClient(
             self.service,
             url,
@@ -83,7 +85,7 @@ class OpenAI(ApiBackend):
             timeout=timeout,
             max_retries=max_retries,
             query={**query, **(default_query or {})},
-            key_hint=f"Set {'AZURE_OPENAI_API_KEY' if is_azure else 'OPENAI_API_KEY'}, or pass api_key=...",
+            key_hint=f"Set {'AZURE_OPENAI_API_KEY' if is_azure else self.key_variable}, or pass api_key=...",
         )
         is_chat = not _COMPLETES.search(str(model_name)) if is_chat_model is None else is_chat_model
         self._begin(model_name, "chat" if is_chat else "completions", chat_template, http)
