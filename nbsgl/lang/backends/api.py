@@ -122,7 +122,7 @@ class ApiBackend(RemoteBackend):
             return [_nothing()] * node.params.n
         if self._asks_whole(request):
             return [await self._of_message(request)]
-        if node.lookahead and self.kind == "completions" and can_go_ahead(node.params):
+        if node.lookahead and self.kind == "completions" and can_go_ahead(node):
             found = await self._ahead(request)
             if found is not None:
                 return [found]
@@ -165,7 +165,7 @@ class ApiBackend(RemoteBackend):
         return found
 
     def _asks_whole(self, request: Completion) -> bool:
-        if not request.node.lookahead or self.kind != "chat" or not can_go_ahead(request.node.params):
+        if not request.node.lookahead or self.kind != "chat" or not can_go_ahead(request.node):
             return False
         return "message" in request.memo or Conversation.of(request.parts).role == "assistant"
 
@@ -202,7 +202,7 @@ class ApiBackend(RemoteBackend):
 
     def _check_alike(self, form: list[Term], node: Gen) -> None:
         for term in form:
-            if isinstance(term, Gen) and not (is_drawn_alike(term, node) and can_go_ahead(term.params)):
+            if isinstance(term, Gen) and not (is_drawn_alike(term, node) and can_go_ahead(term)):
                 raise Unsupported(
                     f"gen({term.name!r}): the gens of one message are asked for together with num_api_spec_tokens, so "
                     "only stop and max_tokens may differ.",
@@ -248,9 +248,8 @@ def _wanted(node: Gen, given: Collection[str]) -> Iterator[tuple[str, Any]]:
         yield "seed", params.seed
     if node.grammar is not None:
         yield node.grammar.kind, node.grammar.text
-    for field, name in (("heal", "heal"), ("markers", "separate_reasoning")):
-        if getattr(node, field, None):
-            yield name, True
+    if node.heal:
+        yield "heal", True
 
 
 def _elsewhere(name: str) -> str:

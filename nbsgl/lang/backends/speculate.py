@@ -17,8 +17,9 @@ from nbsgl.protocol import AnyNode, Finish, Fork, Gen, GenResult, Role, Sampling
 Term = str | Gen
 
 
-def can_go_ahead(params: SamplingParams) -> bool:
-    return params.n == 1 and not params.return_logprob and params.max_tokens != "fit"
+def can_go_ahead(gen: Gen) -> bool:
+    params = gen.params
+    return params.n == 1 and not params.return_logprob and params.max_tokens != "fit" and gen.markers is None
 
 
 def asked_ahead(node: Gen) -> Gen:
@@ -59,7 +60,7 @@ class Surplus:
 
     def take(self, params: SamplingParams) -> GenResult | None:
         """The gen's result, cut at its own stops and limit, at no cost; None if the surplus does not reach its end."""
-        if not can_go_ahead(params) or _drawn(params) != _drawn(self.params):
+        if _drawn(params) != _drawn(self.params):
             return None
         limit = int(params.max_tokens)
         ends = self._token_ends()
