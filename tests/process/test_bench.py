@@ -14,7 +14,7 @@ pytestmark = pytest.mark.process
 CPU = ["--device", "cpu", "--repeat", "1", "--set", "num_slots=8192", "num_threads=2"]
 
 
-@pytest.mark.timeout(300)  # OpenMP's threads wait for each other: where something else computes, all takes thrice as long
+@pytest.mark.timeout(300)  # where something else computes too, all takes thrice as long
 def test_each_kind_of_workload_is_measured_beside_its_bound(home: Path, tmp_path: Path) -> None:
     found = tmp_path / "rows.jsonl"
     names = ["start", "single", "prefix", "latency", "mixed", "judge", "json"]
