@@ -33,6 +33,8 @@ _PLACES = {
     ),
     "nbsgl.lang.global_config": "global_config",
     "nbsgl.lang.prefetch": "prefetch",
+    "nbsgl.lang.backends.runtime_endpoint": "RuntimeEndpoint",
+    "nbsgl.lang.backends.runtime": "Runtime",
     "nbsgl.lang.backends.openai": "OpenAI",
     "nbsgl.lang.backends.anthropic": "Anthropic",
     "nbsgl.lang.backends.litellm": "LiteLLM",
@@ -103,9 +105,13 @@ def get_status(backend: Any = None) -> EngineSnapshot | None:
 
 
 def get_server_info(backend: Any = None) -> dict[str, Any] | None:
-    """`get_status` as plain data."""
+    """`get_status` as plain data; of a server, what it tells."""
     from msgspec import to_builtins
 
+    tell = getattr(_backend(backend), "get_server_info", None)
+    if tell is not None:
+        told: dict[str, Any] = tell()
+        return told
     status = get_status(backend)
     info: dict[str, Any] | None = None if status is None else to_builtins(status)
     return info

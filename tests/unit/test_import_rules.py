@@ -23,7 +23,7 @@ NOTEBOOK = {"IPython", "ipywidgets", "anywidget", "traitlets", "comm", "ipykerne
 # third-party packages a room may use (None: all but the notebook's)
 THIRD_PARTY = {
     "ground": {"msgspec"},
-    "lang": {"msgspec", "tqdm", "httpx", "tiktoken", "litellm", "vertexai"},  # the last three only where they are
+    "lang": {"msgspec", "tqdm", "httpx", "tiktoken", "litellm", "vertexai", "transformers"},  # the last four when used
     "widgets": {"msgspec", "anywidget", "traitlets"},
     "engine": None,
     "magics": {"msgspec", "psutil", "nbclient", *NOTEBOOK},

@@ -42,6 +42,8 @@ LANGUAGE = [
 ]
 BACKENDS = [
     "Engine",
+    "Runtime",
+    "RuntimeEndpoint",
     "OpenAI",
     "Anthropic",
     "LiteLLM",

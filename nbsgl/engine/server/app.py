@@ -26,6 +26,7 @@ from nbsgl.errors import Aborted, EngineError, NbsglError, NumericalError, Queue
 
 logger = logging.getLogger("nbsgl")
 
+SILENT: Any = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}  # nothing is told to others
 GONE = 499  # nobody is there to read it
 HEALTH_S = 20.0  # longest time for one token
 
@@ -33,7 +34,7 @@ HEALTH_S = 20.0  # longest time for one token
 def make_app(engine: Engine, rules: Rules) -> Guard:
     """The application: every route behind the guard."""
     door = Door(engine)
-    app = FastAPI(title="nbsgl", docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title="nbsgl", docs_url=None, redoc_url=None, openapi_url=None, telemetry=SILENT)
     app.add_api_route("/health", door.health, methods=["GET"])
     app.add_api_route("/health_generate", door.health_generate, methods=["GET"])
     app.add_api_route("/get_model_info", door.model_info, methods=["GET"])
@@ -77,10 +78,10 @@ class Door:
             }
         )
 
-    async def server_info(self) -> Response:
-        """The engine's settings, and its snapshot."""
+    async def server_info(self, tree: bool = False) -> Response:
+        """The engine's settings, and its snapshot; with `?tree=true` the prefix tree too."""
         try:
-            snapshot = await asyncio.to_thread(self._engine.snapshot)
+            snapshot = await asyncio.to_thread(self._engine.snapshot, tree=tree)
         except (NbsglError, TimeoutError) as error:
             return failure(error)
         settings = msgspec.to_builtins(self._engine.config)

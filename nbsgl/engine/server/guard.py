@@ -86,6 +86,9 @@ class Guard:
                 await refuse(tell, refusal.status, "UsageError", str(refusal))
         except Stalled:
             return
+        except asyncio.CancelledError:  # the server ends, and this was still under way
+            if not begun:
+                await refuse(tell, 503, "EngineError", "The server is ending.")
 
     # ---- who ---------------------------------------------------------------------------------------------------------
 

@@ -88,6 +88,7 @@ def make_server(app: App) -> Server:
         "log_config": None,
         "access_log": False,
         "server_header": False,
+        "proxy_headers": False,
         "limit_concurrency": MAX_CONNECTIONS,
         "h11_max_incomplete_event_size": MAX_HEADER,
         "timeout_keep_alive": IDLE_S,

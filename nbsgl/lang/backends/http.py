@@ -7,8 +7,9 @@ import email.utils
 import itertools
 import json
 import random
+import ssl
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any, Protocol
 
 import httpx
@@ -17,6 +18,7 @@ from nbsgl.errors import ApiError, ParameterError
 
 FIRST_DELAY_S, MAX_DELAY_S = 0.5, 8.0  # of the back-off, which doubles; half of each delay is drawn
 MAX_RETRY_AFTER_S = 60.0  # a server that asks for more patience than this has refused
+LOCAL = ("localhost", "127.0.0.1", "::1")
 MAX_CONNECTIONS = 256  # further requests wait their turn
 CONNECT_S = 10.0
 RETRIED = frozenset({408, 409, 429, 500, 502, 503, 504, 520, 522, 524, 529})
@@ -39,6 +41,7 @@ class HttpClient:
     server's Retry-After or an exponential back-off; a stream only until its first event.
 
     `timeout` seconds without a byte end a request.  `key_hint` is what to type when the key is refused.
+    `verify` is a file of certificates to trust, or False for any.
     """
 
     def __init__(
@@ -51,6 +54,8 @@ class HttpClient:
         max_retries: int = 4,
         query: Mapping[str, str] | None = None,
         key_hint: str = "",
+        verify: str | bool = True,
+        max_connections: int = MAX_CONNECTIONS,
     ) -> None:
         if not base_url.startswith(("http://", "https://")):
             raise ParameterError(name="base_url", value=base_url, allowed="http://... or https://...")
@@ -61,6 +66,7 @@ class HttpClient:
         self.service, self.base_url = service, base_url.rstrip("/")
         self._headers, self._query = dict(headers), dict(query or {})
         self._timeout, self._max_retries, self._key_hint = float(timeout), max_retries, key_hint
+        self._verify, self._max_connections = verify, max_connections
         self._client: httpx.AsyncClient | None = None
 
     async def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,7 +77,12 @@ class HttpClient:
             raise self._error(response, f"no JSON object: {response.text[:200]!r}")
         return answer
 
-    async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    async def ask(self, path: str, body: Mapping[str, Any] | None = None, *, retries: int | None = None) -> Any:
+        """Whatever JSON the answer is (None if it is none); without a body it is a GET.  `ApiError` as `post`."""
+        response = await self._send(path, body, whole=True, retries=retries)
+        return _parsed(response.text)
+
+    async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """The events of the answer; `ApiError` if it breaks off or tells of an error."""
         response = await self._send(path, body, whole=False)
         try:
@@ -91,7 +102,10 @@ class HttpClient:
         if self._client is not None:
             await self._client.aclose()
 
-    async def _send(self, path: str, body: Mapping[str, Any], *, whole: bool) -> httpx.Response:
+    async def _send(
+        self, path: str, body: Mapping[str, Any] | None, *, whole: bool, retries: int | None = None
+    ) -> httpx.Response:
+        most = self._max_retries if retries is None else retries
         for attempt in itertools.count():
             delay: float | None = None
             try:
@@ -104,18 +118,17 @@ class HttpClient:
             except httpx.TransportError as error:
                 problem, is_final = self._lost(error, "no answer"), False
                 problem.__cause__ = error
-            if is_final or attempt >= self._max_retries:
+            if is_final or attempt >= most:
                 raise problem
             await asyncio.sleep(_backed_off(attempt) if delay is None else delay)
         raise AssertionError("unreachable")
 
-    async def _once(self, path: str, body: Mapping[str, Any], whole: bool) -> httpx.Response:
+    async def _once(self, path: str, body: Mapping[str, Any] | None, whole: bool) -> httpx.Response:
         """An answer: read if it is wanted whole, or is a refusal."""
         if self._client is None:
-            limits = httpx.Limits(max_connections=MAX_CONNECTIONS)
-            timeout = httpx.Timeout(self._timeout, connect=min(CONNECT_S, self._timeout), pool=None)
-            self._client = httpx.AsyncClient(timeout=timeout, limits=limits, headers=self._headers, params=self._query)
-        request = self._client.build_request("POST", f"{self.base_url}/{path}", json=dict(body))
+            self._client = self._opened()
+        method, content = ("GET", None) if body is None else ("POST", dict(body))
+        request = self._client.build_request(method, f"{self.base_url}/{path}", json=content)
         response = await self._client.send(request, stream=True)
         if whole or not response.is_success:
             try:
@@ -123,6 +136,16 @@ class HttpClient:
             finally:
                 await response.aclose()
         return response
+
+    def _opened(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(
+            timeout=httpx.Timeout(self._timeout, connect=min(CONNECT_S, self._timeout), pool=None),
+            limits=httpx.Limits(max_connections=self._max_connections),
+            headers=self._headers,
+            params=self._query,
+            verify=ssl.create_default_context(cafile=self._verify) if isinstance(self._verify, str) else self._verify,
+            trust_env=httpx.URL(self.base_url).host not in LOCAL,  # no proxy stands between processes of one machine
+        )
 
     def _error(self, response: httpx.Response, reason: str) -> ApiError:
         status = response.status_code

@@ -35,7 +35,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,6 +71,7 @@ from nbsgl.protocol import (
     Tokens,
     pack_ids,
 )
+from nbsgl.reasoning import Splitter
 
 logger = logging.getLogger("nbsgl")
 
@@ -184,6 +185,16 @@ class RemoteBackend(ABC):
     async def prepare(self, request: Completion) -> None:
         """Wait for what a request needs to know of its program; others go on meanwhile."""
         return
+
+    def check(self, node: Gen | Select, given: Collection[str]) -> None:
+        """`Unsupported`, at the program's line, for what a server of texts cannot do."""
+        if isinstance(node, Gen) and node.heal:
+            raise Unsupported(
+                f"{self.name} takes text, so the last token of a prompt cannot be drawn again.",
+                name="heal",
+                value=True,
+                hint="Leave heal out, or run it on an nbsgl.Engine.",
+            )
 
     # ---- protocol.Backend --------------------------------------------------------------------------------------------
 
@@ -404,12 +415,12 @@ class RemoteRun:
         began = time.monotonic()
         first: list[float] = []
         branch.partial = ""
+        cut = Splitter(node.markers) if node.markers else None
 
         def say(piece: Piece) -> None:
-            first.append(time.monotonic() - began) if not first else None
-            branch.partial += piece.text
-            ids = pack_ids(piece.ids)
-            self._tell(Chunk(branch=branch.number, slot=node.slot, text=piece.text, ids=ids, logprobs=piece.logprobs))
+            if not first:
+                first.append(time.monotonic() - began)
+            self._tell(self._chunk(branch, node, piece, cut))
 
         request = Completion(tuple(branch.parts), branch.queue, branch.memo, lambda: self._news_of(branch), node)
         await self._backend.prepare(request)
@@ -417,7 +428,10 @@ class RemoteRun:
             results = await self._backend.complete(request, say)
         took = time.monotonic() - began
         seed, ttft_s = node.params.seed or 0, first[0] if first else took
+        results = [_cut(one, node) for one in results]
         results = [msgspec.structs.replace(one, seed=seed, ttft_s=ttft_s, e2e_s=took) for one in results]
+        if cut is not None and first:
+            self._tell(self._rest(branch, node, cut))
         usage = self._backend.token_usage
         usage.prompt_tokens += results[0].prompt_tokens
         usage.completion_tokens += sum(one.completion_tokens for one in results)
@@ -425,6 +439,18 @@ class RemoteRun:
         branch.partial = ""
         self._tell(GenDone(branch=branch.number, slot=node.slot, results=results))
         self._keep(branch, node.slot, [one.text for one in results])
+
+    def _chunk(self, branch: RemoteBranch, node: Gen, piece: Piece, cut: Splitter | None) -> Chunk:
+        thought, text = ("", piece.text) if cut is None else cut.push(piece.text)
+        branch.partial += text
+        ids = pack_ids(piece.ids)
+        place: dict[str, int] = {"branch": branch.number, "slot": node.slot}
+        return Chunk(text=text, ids=ids, logprobs=piece.logprobs, reasoning=thought, **place)
+
+    def _rest(self, branch: RemoteBranch, node: Gen, cut: Splitter) -> Chunk:
+        """What was held back, as it might have become a marker."""
+        thought, text = cut.finish()
+        return Chunk(branch=branch.number, slot=node.slot, text=text, reasoning=thought)
 
     async def _select(self, branch: RemoteBranch, node: Select) -> None:
         began = time.monotonic()
@@ -561,6 +587,15 @@ def decided(node: Select, found: Scores) -> tuple[int, list[float]]:
     bare = None if found.unconditional is None else [[value for value, _, _ in row] for row in found.unconditional]
     scores = scoring.METHODS.get(node.method, scoring.token_length_normalized)(rows, bare)
     return (-1 if node.method == "ask" else scoring.decide(scores, node.temperature, node.seed)), scores
+
+
+def _cut(result: GenResult, node: Gen) -> GenResult:
+    """The answer without the thinking, if the gen asks for that."""
+    if node.markers is None:
+        return result
+    splitter = Splitter(node.markers)
+    (thought, answer), (last_thought, last) = splitter.push(result.text), splitter.finish()
+    return msgspec.structs.replace(result, text=answer + last, reasoning=thought + last_thought)
 
 
 def _no_branch(number: int) -> dict[str, Any]:
