@@ -199,10 +199,11 @@ class ApiServer:
 
     def _anthropic(self, handler: Any, body: dict[str, Any]) -> None:
         assert all(stop.strip() for stop in body.get("stop_sequences", [])), "blank stop_sequences"
+        known = {"id": "m1", "type": "message", "role": "assistant", "model": body["model"]}
         if "tools" in body:
             block = {"type": "tool_use", "name": "choose", "input": {"choice": self.said(body["messages"])}}
             usage = {"input_tokens": 3, "output_tokens": 2}
-            handler.send(200, {"content": [block], "stop_reason": "tool_use", "usage": usage}, {})
+            handler.send(200, {**known, "content": [block], "stop_reason": "tool_use", "usage": usage}, {})
             return
         tokens, reason, met = self._write(body["messages"], body.get("stop_sequences", []), body["max_tokens"])
         asked = sum(len(words(message["content"])) for message in body["messages"])
@@ -211,9 +212,9 @@ class ApiServer:
         if not body.get("stream"):
             content = [{"type": "text", "text": "".join(tokens)}]
             usage = {"input_tokens": asked, "output_tokens": len(tokens), "cache_read_input_tokens": 1}
-            handler.send(200, {"content": content, **end, "usage": usage}, {})
+            handler.send(200, {**known, "content": content, **end, "usage": usage}, {})
             return
         deltas = [{"type": "content_block_delta", "delta": {"type": "text_delta", "text": t}} for t in tokens]
-        started = {"type": "message_start", "message": {"usage": {"input_tokens": asked, "output_tokens": 1}}}
+        started = {"type": "message_start", "message": {**known, "usage": {"input_tokens": asked, "output_tokens": 1}}}
         ended = {"type": "message_delta", "delta": end, "usage": {"output_tokens": len(tokens)}}
         handler.send_events([started, {"type": "ping"}, *deltas, ended, {"type": "message_stop"}], "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 import time
 import types
@@ -630,6 +631,49 @@ def test_gens_of_one_message_are_drawn_alike(serve) -> None:
         choosy.run(backend=backend)["a"]
     with pytest.raises(ParameterError, match="num_api_spec_tokens=0"):
         sgl.function(lambda s: None, num_api_spec_tokens=0)
+
+
+@pytest.mark.parametrize("ending", ["raises", "is dropped"])
+def test_a_message_that_never_ends_leaves_nothing_behind(serve, ending) -> None:
+    server, backend = serve("Name: Ada\n")
+
+    @sgl.function(num_api_spec_tokens=8)
+    def broken(s):
+        s += sgl.user("Who?")
+        f = s.fork(1)
+        s += sgl.assistant_begin() + "Name:" + sgl.gen("name", stop="\n")
+        f += sgl.assistant(sgl.gen("other"))
+        f[0]["other"]
+        if ending == "raises":
+            raise ZeroDivisionError
+
+    if ending == "raises":
+        with pytest.raises(ZeroDivisionError):
+            broken.run(backend=backend)
+    else:
+        state = broken.run(backend=backend)
+        with pytest.raises(ProgramError, match="has not ended yet"):
+            state.sync()
+        del state
+    assert len(server.requests) == 1
+    began = time.monotonic()
+    while backend._runs and time.monotonic() - began < 5:
+        gc.collect()
+        time.sleep(0.01)
+    assert not backend._runs
+
+
+def test_thinking_is_cut_out_and_not_asked_ahead(serve) -> None:
+    server, backend = serve("<think>hm</think>yes or no")
+
+    @sgl.function(num_api_spec_tokens=8)
+    def thoughtful(s):
+        s += sgl.user("Sure?")
+        s += sgl.assistant(sgl.separate_reasoning(sgl.gen("a", max_tokens=16), model_type="qwen3"))
+
+    state = thoughtful.run(backend=backend)
+    assert (state["a"], state["a_reasoning_content"]) == ("yes or no", "hm")
+    assert server.bodies[0]["max_tokens"] == 16
 
 
 # ---- optional packages -----------------------------------------------------------------------------------------------

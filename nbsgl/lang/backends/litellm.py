@@ -37,6 +37,7 @@ class LiteLLM(OpenAI):
             import litellm
         except ImportError as error:
             raise missing("LiteLLM", "litellm") from error
+        litellm.suppress_debug_info = True  # it prints advice at every error, and the cell's output is the user's
         given = {
             "api_key": api_key,
             "organization": organization,
