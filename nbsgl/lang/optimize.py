@@ -142,8 +142,8 @@ def _asking_head(graph: ProgramGraph, nodes: Sequence[GraphNode]) -> list[GraphN
 def _content(node: GraphNode) -> Any:
     """What the node adds to its branch, without line and name; equal for equal text and parameters."""
     if node.expr is not None:
-        known = {f.name: getattr(node.expr, f.name) for f in fields(node.expr) if f.name not in ("name", "where")}  # type: ignore[arg-type]
-        return node.op, repr(sorted(known.items()))
+        asked = [f.name for f in fields(node.expr) if f.name not in ("name", "where", "watch")]  # type: ignore[arg-type]
+        return node.op, repr([(name, getattr(node.expr, name)) for name in sorted(asked)])
     name = node.name if node.op is not Op.REF or node.is_argument else None
     return node.op, node.text, node.is_raw, name, node.uses
 

@@ -9,8 +9,9 @@ import pytest
 
 import nbsgl as sgl
 from nbsgl.errors import ParameterError, ProgramError, StateFailed, TraceError
-from nbsgl.lang.optimize import PASSES, optimized
-from nbsgl.lang.program_graph import Op
+from nbsgl.lang.ir import Watch
+from nbsgl.lang.optimize import PASSES, _content, optimized
+from nbsgl.lang.program_graph import GraphNode, Op
 from nbsgl.protocol import Close, Fork, Gen
 from tests.unit import programs
 from tests.unit.fakes import FakeBackend
@@ -534,3 +535,12 @@ def test_shared_requests_are_forks_of_the_first(backend) -> None:
     _, gens_ = asked(backend, program)
     forks = [node for node in backend.nodes if isinstance(node, Fork)]
     assert {fork.parent for fork in forks} == {0, forks[0].branch}
+
+
+def test_what_watches_over_a_hole_is_no_part_of_what_it_asks() -> None:
+    def asked() -> GraphNode:
+        hole = sgl.gen("a", temperature=0)
+        hole.watch = Watch("here:1")
+        return GraphNode(id=1, op=Op.GEN, branch=0, where="here:1", expr=hole)
+
+    assert _content(asked()) == _content(asked())
