@@ -505,13 +505,11 @@ def test_F71_global_config(backend) -> None:
         sgl.global_config.skip_special_tokens_in_output = False
 
 
-@later("RuntimeEndpoint")
 def test_F72_a_remote_sglang_style_server() -> None:
     parameters = inspect.signature(sgl.RuntimeEndpoint).parameters
     assert list(parameters)[:4] == ["base_url", "api_key", "verify", "chat_template_name"]
 
 
-@later("Runtime and its server")
 def test_F73_a_runtime_with_its_http_door_open() -> None:
     assert {"generate", "async_generate", "encode", "get_tokenizer", "cache_prefix", "shutdown"} <= set(
         dir(sgl.Runtime)
