@@ -212,6 +212,7 @@ def requests(
         raise ParameterError(name="prompt", value=prompt, allowed="a prompt or input_ids, one of the two")
     logprob = {name: others.pop(name, None) for name in ("return_logprob", "logprob_start_len", "top_logprobs_num")}
     with_texts = bool(others.pop("return_text_in_logprobs", False))
+    plain = others.pop("plain_ranges", None)
     for name, value in others.items():
         if name not in NEUTRAL_ARGUMENTS:
             raise ParameterError(f"generate() has no argument {name!r}.", name=name, value=value)
@@ -220,6 +221,7 @@ def requests(
     prompts, is_single = _prompts(prompt, input_ids)
     count = len(prompts)
     settings = _spread("sampling_params", sampling_params, count)
+    ranges = [()] * count if plain is None else _spread("plain_ranges", plain, count)
     per_prompt = {name: _spread(name, value, count) for name, value in logprob.items()}
     made = []
     for i, (start, own) in enumerate(zip(prompts, settings, strict=True)):
@@ -229,7 +231,7 @@ def requests(
             raise Unsupported("stream=True with n > 1 is not something this engine can do.", name="n", value=params.n)
         nodes: list[AnyNode] = [Root(branch=i)]
         if isinstance(start, str):
-            nodes.append(Text(branch=i, text=start, parse_special=True))
+            nodes += _texts(i, start, ranges[i])
         else:
             nodes.append(Tokens(branch=i, ids=_packed(start)))
         nodes += [Gen(branch=i, slot=i, params=params, grammar=grammar, stream=stream), Close(branch=i)]
@@ -247,6 +249,22 @@ def _prompts(prompt: Any, input_ids: Any) -> tuple[list[Any], bool]:
     ids = list(input_ids)
     is_single = not ids or not isinstance(ids[0], Sequence)
     return ([ids], True) if is_single else (ids, False)
+
+
+def _texts(branch: int, text: str, plain: Sequence[Sequence[int]]) -> list[AnyNode]:
+    """The prompt in pieces: special tokens written in a plain range are characters only."""
+    nodes: list[AnyNode] = []
+    done = 0
+    for begin, end in [*plain, (len(text), len(text))]:
+        if not done <= begin <= end <= len(text):
+            raise ParameterError(
+                name="plain_ranges", value=[begin, end], allowed=f"[begin, end] in order, within 0..{len(text)}"
+            )
+        for piece, is_special in ((text[done:begin], True), (text[begin:end], False)):
+            if piece or not text:
+                nodes.append(Text(branch=branch, text=piece, parse_special=is_special))
+        done = end
+    return nodes
 
 
 def _packed(ids: Sequence[int]) -> bytes:
@@ -289,6 +307,7 @@ class Generation:
         """Complete a prompt, or a list of them: {"text", "output_ids", "meta_info"} each.
 
         With `stream`, an iterator of such dictionaries, each with all text so far; those of a list have their "index".
+        `plain_ranges` has for each prompt the ranges of characters in which special tokens do not count.
         An interrupt or a generator that is closed ends the requests.
         """
         others |= _logprob_arguments(return_logprob, logprob_start_len, top_logprobs_num)

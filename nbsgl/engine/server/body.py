@@ -20,6 +20,7 @@ class Body(msgspec.Struct, forbid_unknown_fields=False):
     logprob_start_len: int | list[int] | None = None
     top_logprobs_num: int | list[int] | None = None
     return_text_in_logprobs: bool = False
+    plain_ranges: list[list[tuple[int, int]]] | None = None
     rid: str | list[str] | None = None
 
 
@@ -72,6 +73,7 @@ def parsed(data: bytes) -> tuple[Body, dict[str, Any]]:
         "logprob_start_len": _start(body),
         "top_logprobs_num": body.top_logprobs_num,
         "return_text_in_logprobs": body.return_text_in_logprobs,
+        "plain_ranges": body.plain_ranges,
         **others,
     }
 

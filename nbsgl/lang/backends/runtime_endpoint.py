@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -9,7 +10,7 @@ import msgspec
 from nbsgl.chat_templates import ChatTemplate, ChatTemplateStyle, get_chat_template, get_chat_template_by_model_path
 from nbsgl.errors import ApiError, ParameterError, Unsupported
 from nbsgl.lang.backends.http import HttpClient
-from nbsgl.lang.backends.remote import Completion, Piece, RemoteBackend, Say, Scores, Scoring
+from nbsgl.lang.backends.remote import Completion, Part, Piece, RemoteBackend, Request, Say, Scores, Scoring
 from nbsgl.lang.backends.waves import Waves
 from nbsgl.protocol import (
     EngineSnapshot,
@@ -53,8 +54,9 @@ class RuntimeEndpoint(RemoteBackend):
     that its model's path suggests.  Gens that are ready at the same time go out in one request; connection errors and
     answers that may pass are tried again `max_retries` times; `timeout` seconds without a byte end a request.
 
-    A branch is sent as text: its sampled parts are encoded anew by the server, and special tokens written in a variable
-    count.  Seeds reach servers of nbsgl, and SGLang's in its deterministic mode.
+    A branch is sent as text, and its sampled parts are encoded anew there.  A server of nbsgl is told in which parts
+    special tokens are text; in SGLang's they count wherever they stand.  Seeds reach servers of nbsgl, and SGLang's in
+    its deterministic mode.
     """
 
     def __init__(
@@ -180,7 +182,7 @@ class RuntimeEndpoint(RemoteBackend):
 
     async def complete(self, request: Completion, say: Say) -> list[GenResult]:
         node, params = request.node, request.params
-        body = {"text": request.prompt, "sampling_params": self._sampling(node), **_logprob_fields(params)}
+        body = {**self._texts(request), "sampling_params": self._sampling(node), **_logprob_fields(params)}
         if params.n > 1:
             answers = await self.http.ask("generate", body)
             return [_result(answer) for answer in _listed(answers, params.n)]
@@ -188,6 +190,15 @@ class RuntimeEndpoint(RemoteBackend):
             return [await self._stream(body, say)]
         key = (params.max_tokens, *_logprob_fields(params).items())
         return [_result(await self._waves.ask(key, body, len(request.prompt)))]
+
+    def _texts(self, request: Request, endings: Sequence[str] | None = None) -> Answer:
+        """The prompt, or one with each ending, and where special tokens in it are text."""
+        prompt, plain = request.prompt, _plain(request.parts)
+        texts = [prompt] if endings is None else [prompt + ending for ending in endings]
+        body: Answer = {"text": prompt if endings is None else texts}
+        if "nbsgl" in self.model_info:
+            body["plain_ranges"] = [[*plain, (len(prompt), len(text))] for text in texts]
+        return body
 
     async def _stream(self, body: Answer, say: Say) -> GenResult:
         """Every event has all text so far; what is new is told."""
@@ -227,11 +238,10 @@ class RuntimeEndpoint(RemoteBackend):
 
     async def score(self, request: Scoring) -> Scores:
         """A choice's tokens are those from where prompt + choice and the prompt alone are encoded differently."""
-        prompt, choices = request.prompt, request.node.choices
-        prompt_len = await self._num_tokens(prompt)
+        choices, prompt_len = request.node.choices, await self._num_tokens(request)
         start = max(prompt_len - MERGED - 1, 0)  # one before: servers may leave the first one's value out
-        texts = [*([prompt] if prompt_len else []), *(prompt + choice for choice in choices)]
-        tails = await self._scored({"text": texts, "logprob_start_len": start})
+        endings = [*([""] if prompt_len else []), *choices]
+        tails = await self._scored({**self._texts(request, endings), "logprob_start_len": start})
         own = [token for _, token, _ in tails.pop(0)] if prompt_len else []
         rows = [tail[_common_len(own, [token for _, token, _ in tail]) :] for tail in tails]
         bare = None
@@ -239,11 +249,12 @@ class RuntimeEndpoint(RemoteBackend):
             bare = await self._scored({"input_ids": [[token for _, token, _ in row] for row in rows]})
         return Scores(rows, bare, prompt_len)
 
-    async def _num_tokens(self, prompt: str) -> int:
+    async def _num_tokens(self, request: Request) -> int:
         """The prompt's length; it is in the server's cache afterwards."""
-        if not prompt:
+        if not request.prompt:
             return 0
-        answer = await self._waves.ask("prompt", {"text": prompt, "sampling_params": _NOTHING}, len(prompt))
+        body = {**self._texts(request), "sampling_params": _NOTHING}
+        answer = await self._waves.ask("prompt", body, len(request.prompt))
         return int(answer["meta_info"]["prompt_tokens"])
 
     async def _scored(self, what: Answer) -> list[list[TokenLogprob]]:
@@ -264,9 +275,23 @@ def _sender(http: HttpClient) -> Any:
         if len(bodies) == 1:
             return _listed(await http.ask("generate", bodies[0]), 1)
         lists = {name: [body[name] for body in bodies] for name in ("text", "sampling_params")}
+        if "plain_ranges" in bodies[0]:
+            lists["plain_ranges"] = [ranges for body in bodies for ranges in body["plain_ranges"]]
         return _listed(await http.ask("generate", {**bodies[0], **lists}), len(bodies))
 
     return send
+
+
+def _plain(parts: Sequence[Part]) -> list[tuple[int, int]]:
+    """The ranges of characters in which special tokens are text: within messages, and in what was sampled."""
+    found: list[tuple[int, int]] = []
+    begin = 0
+    for part in parts:
+        end = begin + len(part.text)
+        if not part.parse_special and end > begin:
+            found.append((begin, end))
+        begin = end
+    return found
 
 
 def _listed(answers: Any, count: int) -> list[Answer]:
