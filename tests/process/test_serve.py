@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import re
@@ -245,6 +246,16 @@ def test_runtimes_own_calls(runtime) -> None:
     assert runtime.endpoint.get_chat_template().get_prefix_and_suffix("user", [])[0] == "<|im_start|>user\n"
     with pytest.raises(Unsupported, match="get_tokenizer"):
         runtime.encode("x")
+
+
+def test_a_runtime_lives_as_long_as_its_endpoint(folder) -> None:
+    endpoint = sgl.Runtime(**SETTINGS).endpoint
+    gc.collect()
+    assert "Paris" in endpoint.ask("generate", {"text": PROMPT, "sampling_params": GREEDY})["text"]
+    process = psutil.Process(endpoint.owner.pid)
+    del endpoint
+    gc.collect()
+    until(lambda: not process.is_running(), 20.0)
 
 
 def test_a_wrong_setting_is_said_with_the_known_ones(folder) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import nbsgl as sgl
 from nbsgl.errors import Aborted, EngineNotRunning, StateFailed, Unsupported
 from nbsgl.lang.backends.remote import Completion, Piece, RemoteBackend, Say, Scores, Scoring
 from nbsgl.protocol import Backend, Finish, GenResult, ModelInfo
-from tests.unit.fakes import info
+from tests.unit.fakes import FakeBackend, info
 
 
 async def _nothing() -> None:
@@ -279,3 +280,79 @@ def test_a_backend_nobody_holds_ends_its_thread() -> None:
     gc.collect()
     thread.join(2)
     assert not thread.is_alive()
+
+
+def grown(s, rng: random.Random, depth: int, made: list[Any]) -> None:
+    """Grow a state at random: text, gens, selects, references, forks within forks, both kinds of joins."""
+    for _ in range(rng.randrange(1, 5)):
+        kind = rng.randrange(6)
+        name = f"v{len(made)}"
+        if kind == 0:
+            s += rng.choice("abc")
+        elif kind == 1:
+            s += sgl.gen(name)
+            made.append((s, name))
+        elif kind == 2:
+            s += sgl.select(name, ["x", "yy", "zzz"])
+            made.append((s, name))
+        elif kind == 3 and made:
+            owner, known = rng.choice(made)
+            s += owner.ref(known)
+        elif depth < 3:
+            forks = s.fork(rng.randrange(1, 4))
+            for fork in forks:
+                grown(fork, rng, depth + 1, made)
+            if kind == 5:
+                forks.join("concate_and_append")
+                made[:] = [(owner, known) for owner, known in made if owner not in list(forks)]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_random_programs_give_what_they_give_on_an_engine(told, seed) -> None:
+    def answer(prompt: str) -> str:
+        return f"{sum(map(ord, prompt)) % 97}."
+
+    @sgl.function
+    def program(s):
+        made: list[Any] = []
+        grown(s, random.Random(seed), 0, made)
+        return made
+
+    there = program.run(backend=told(lambda request: answer(request.prompt)))
+    engine = FakeBackend(lambda prompt, node: answer(prompt))
+    here = program.run(backend=engine)
+    assert there.text() == here.text()
+    values = [[(name, owner[name], owner.text()) for owner, name in state.ret_value] for state in (here, there)]
+    assert values[0] == values[1]
+    engine.close()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_aborts_at_any_time_strand_nobody(told, seed) -> None:
+    rng = random.Random(seed)
+
+    async def soon() -> str:
+        await asyncio.sleep(rng.random() / 200)
+        return "t"
+
+    backend = told(lambda request: soon())
+
+    @sgl.function
+    def program(s):
+        made: list[Any] = []
+        grown(s, rng, 0, made)
+        return made
+
+    states = [program.run(backend=backend) for _ in range(40)]
+    for state in rng.sample(states, 20):
+        time.sleep(rng.random() / 1000)
+        rng.choice([state, *[owner for owner, _ in state.ret_value]]).abort()
+    for state in states:
+        for one in [state, *[owner for owner, _ in state.ret_value]]:
+            assert one.error() is None or isinstance(one.error(), (Aborted, StateFailed))
+    del state, one, states
+    gc.collect()
+    end = time.monotonic() + 5
+    while backend._runs and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not backend._runs

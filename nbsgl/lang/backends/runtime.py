@@ -33,7 +33,7 @@ class Runtime:
 
     `server_args` are an engine's settings, and `host`, `port` (default: a free one) and `api_key`.  Waits until it
     answers: TimeoutError after `launch_timeout` seconds, `EngineStartFailed` or `ParameterError` if it ends before.
-    It ends with `shutdown()`, with this object, or with this process.
+    It ends with `shutdown()`, when nobody holds it or its endpoint any more, or with this process.
     """
 
     def __init__(self, log_level: str = "error", launch_timeout: float = 300.0, **server_args: Any) -> None:
@@ -53,12 +53,13 @@ class Runtime:
                 start_new_session=True,  # the stop button's signal is not for it
                 text=True,
             )
-            self._end = weakref.finalize(self, _end, self._process)
+            weakref.finalize(self, _let_go, self._process)
             try:
                 self.url = _wait_for_url(self._process, problems, launch_timeout)
                 self.endpoint = RuntimeEndpoint(self.url, api_key=key)
+                self.endpoint.owner = self  # `set_default_backend(Runtime(...))` keeps the endpoint only
             except BaseException:
-                self._end()
+                _end(self._process)
                 raise
         self.pid: int | None = self._process.pid
         self.generate_url = f"{self.url}/generate"
@@ -66,7 +67,7 @@ class Runtime:
     def shutdown(self) -> None:
         """End the server; returns when it has ended.  Idempotent."""
         self.endpoint.close()
-        self._end()
+        _end(self._process)
         self.pid = None
 
     def __enter__(self) -> Runtime:
@@ -190,6 +191,13 @@ def _ended(status: int, problems: IO[str]) -> Exception:
     if status == USAGE:
         return ParameterError(f"Runtime(): {last}.", hint="Its settings are those of help(nbsgl.ServerArgs).")
     return EngineStartFailed(stage="serve", reason=last, log_tail="\n".join(tail))
+
+
+def _let_go(process: subprocess.Popen[str]) -> None:
+    """Nobody holds it any more: it is ended by a thread, as this may be called in any."""
+    if process.poll() is None:
+        with contextlib.suppress(RuntimeError):  # at this process's end, when the server sees its input end anyway
+            threading.Thread(target=_end, args=(process,), name="nbsgl-runtime-end").start()
 
 
 def _end(process: subprocess.Popen[str]) -> None:

@@ -72,6 +72,7 @@ class RuntimeEndpoint(RemoteBackend):
         if not isinstance(base_url, str):
             raise ParameterError(name="base_url", value=base_url, allowed="http://... or https://...")
         self.base_url, self.api_key = base_url.rstrip("/"), api_key
+        self.owner: object | None = None  # what lives as long as this does: the `Runtime` behind it
         self.headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         self._template = None if chat_template_name is None else get_chat_template(chat_template_name)
         self.http = HttpClient(
