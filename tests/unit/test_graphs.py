@@ -40,6 +40,9 @@ def test_without_free_memory_nothing_is_begun(monkeypatch: pytest.MonkeyPatch) -
     ran = []
     with pytest.raises(NoRoomForGraph, match="255 MiB"):
         Graphs().capture(KEY, [lambda: ran.append(1)])
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (120 << 20, 8 << 30))
+    with pytest.raises(NoRoomForGraph, match="120 MiB"):
+        Graphs().capture(KEY, [lambda: ran.append(1)])
     assert not ran
 
 

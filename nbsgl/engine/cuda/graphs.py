@@ -22,7 +22,8 @@ from nbsgl.engine.launched import is_out_of_memory
 log = logging.getLogger("nbsgl")
 
 MAX_BUCKET = 512
-LEAST_FREE_BYTES = 256 << 20  # the driver takes some MB for a graph, torch its intermediates
+# the driver takes some MB for a graph, torch its intermediates; a card of 8 GB keeps 128 MB free for them
+LEAST_FREE_BYTES, LEAST_FREE_SHARE = 256 << 20, 64
 # up to 160 tokens padding is nearly free (performance.md 4.2); beyond, a step costs 20 us a token
 PIECES_STEP = 32
 SIZES: tuple[int, ...] = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 144, *range(160, MAX_BUCKET + 1, 16))
@@ -125,8 +126,8 @@ class Graphs:
         """NoRoomForGraph before anything is begun: a record that cannot be ended cannot be undone either."""
         if self._is_broken:
             raise NoRoomForGraph("an earlier record could not be ended; restart the engine for full speed")
-        free, _ = torch.cuda.mem_get_info()
-        if free < LEAST_FREE_BYTES:
+        free, total = torch.cuda.mem_get_info()
+        if free < min(LEAST_FREE_BYTES, total // LEAST_FREE_SHARE):
             raise NoRoomForGraph(f"{free >> 20} MiB of the device's memory are free")
 
     def _break(self) -> None:

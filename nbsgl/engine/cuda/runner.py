@@ -91,6 +91,7 @@ class CudaRunner:
         )
         self.graphs = Graphs()
         self.buffers = self._make_buffers()
+        self._is_told = False  # that there is no room for graphs
 
     @torch.inference_mode()
     def launch(self, batch: Batch) -> LaunchedStep:
@@ -110,7 +111,9 @@ class CudaRunner:
                 try:
                     return launch(batch, step, drawing, is_plain)
                 except NoRoomForGraph as error:
-                    log.warning("a step goes without a graph: %s", error)
+                    level = logging.DEBUG if self._is_told else logging.WARNING
+                    log.log(level, "steps of a new size go without a graph, and slower: %s", error)
+                    self._is_told = True
                     torch.cuda.empty_cache()
             return self._launch_eagerly(batch, step, drawing, is_plain, shared)
 
