@@ -81,9 +81,6 @@ def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-USUAL: tuple[object, ...] = (1, 0.0, 0.0, 0.0, 1.0, (), (), {}, -1, 0)  # what `SamplingParams._rest` mostly is
-
-
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How one sampled run is drawn and where it ends.  Checked when made; `ParameterError` names value and limit.
 
@@ -111,37 +108,6 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     top_logprobs_num: int = 0
 
     def __post_init__(self) -> None:
-        if not self._is_usual():
-            self._check_each()
-
-    def _is_usual(self) -> bool:
-        """Whether all is well at a glance: parameters are made some five times on a request's way."""
-        return (
-            type(self.max_tokens) is type(self.min_tokens) is type(self.top_k) is type(self.n) is int
-            and 0 <= self.min_tokens <= self.max_tokens
-            and type(self.temperature) is type(self.top_p) is float
-            and 0 <= self.temperature < math.inf
-            and 0 < self.top_p <= 1
-            and (self.top_k == -1 or self.top_k >= 1)
-            and (self.seed is None or type(self.seed) is int)
-            and self._rest() == USUAL
-        )
-
-    def _rest(self) -> tuple[object, ...]:
-        return (
-            self.n,
-            self.min_p,
-            self.frequency_penalty,
-            self.presence_penalty,
-            self.repetition_penalty,
-            self.stop,
-            self.stop_token_ids,
-            self.logit_bias,
-            self.logprob_start_len,
-            self.top_logprobs_num,
-        )
-
-    def _check_each(self) -> None:
         if self.max_tokens != "fit":
             _check(
                 _is_int(self.max_tokens) and self.max_tokens >= 0,
