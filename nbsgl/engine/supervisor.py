@@ -170,6 +170,10 @@ class Supervisor:
         for frame in frames:
             self._post(frame)
 
+    def _tell(self, message: Ask | Stop) -> None:
+        for frame in wire.joined([wire.encode(message)]):
+            self._post(frame)
+
     def _post(self, frame: bytes) -> None:
         """Without a peer the worker has just died: `_exited` fails whoever this was for."""
         if self._socket is not None:
@@ -190,7 +194,7 @@ class Supervisor:
         number = next(self._numbers)
         late = EngineError(f"The worker did not answer {what!r} within {ASK_TIMEOUT_S:g} s; it may hang.")
         self._asks[number] = (then, self.loop.later(ASK_TIMEOUT_S, lambda: self._answer(number, None, late)))
-        self._post(*wire.joined([wire.encode(Ask(ask=number, what=what, args=args))]))
+        self._tell(Ask(ask=number, what=what, args=args))
 
     def _answer(self, number: int, value: Any, error: NbsglError | None) -> None:
         if (waiting := self._asks.pop(number, None)) is not None:
@@ -351,7 +355,7 @@ class Supervisor:
         self._failure = why
         child = self.child
         if self.phase == "serve":
-            self._post(*wire.joined([wire.encode(Stop())]))
+            self._tell(Stop())
             wait = CLOSE_S
         else:
             wait = 0.0  # it is loading and listens to nobody

@@ -92,7 +92,7 @@ class FlashInferAttention:
         try:
             self._singles = self._call(self._memory, "fa2", causal=False)
             self._extends = self._extend_call()
-            self._few_extends = self._call(PlanMemory(SPLIT_PLAN_BYTES, cache.device), "fa2", causal=True)
+            self._few_extends = self._cut_extend_call()
             self._prefixes = self._call(PlanMemory(SPLIT_PLAN_BYTES, cache.device), "fa2", causal=False)
         except torch.OutOfMemoryError:
             raise
@@ -143,6 +143,12 @@ class FlashInferAttention:
         except (RuntimeError, OSError) as error:
             log.info("FlashInfer: no fa3 kernels for this model, extends take fa2 (%s)", str(error).strip()[:200])
             return self._call(memory, "fa2", causal=True)
+
+    def _cut_extend_call(self) -> Call:
+        """fa2, which cuts positions into parts where programs are few."""
+        if self._extends.backend == "fa2":
+            return self._extends
+        return self._call(PlanMemory(SPLIT_PLAN_BYTES, self.cache.device), "fa2", causal=True)
 
     def _graph_call(self, num_singles: int, num_pages: int) -> Call:
         """The call of graphs with that many singles; all of them read one list of pages."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 BLOCK = 1024
 NUM_WARPS = 4  # 8 scores a thread: one 16-byte load of bf16
 MAX_SPLITS = 128
-INVARIANT_ROWS = 64
+INVARIANT_ROWS = 64  # what is to be cut into the same parts for any number of rows is cut as for so many
 PROGRAMS = 2048  # wanted in all: two waves of 4-warp programs on 132 SMs
 
 SMALL_V = tl.constexpr(1.0 / 16)  # below it 1 - v has lost too many digits for log(1 - v)

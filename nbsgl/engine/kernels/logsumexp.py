@@ -10,13 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nbsgl.engine.kernels.draw import BLOCK, LOWEST, NUM_WARPS, float_types, int_type, splits_of
+from nbsgl.engine.kernels.draw import BLOCK, INVARIANT_ROWS, LOWEST, NUM_WARPS, float_types, int_type, splits_of
 
 if TYPE_CHECKING:
     from nbsgl.engine.kernels.aot import Card, ModelShape, Variant
-
-
-AS_OF_ROWS = 64  # a line is summed up in the same parts however many there are: 32 of 4,096 logits
 
 
 def logsumexp(logits: Tensor) -> Tensor:
@@ -25,7 +22,7 @@ def logsumexp(logits: Tensor) -> Tensor:
     A line's result does not depend on the others, to the last bit.
     """
     num_rows, vocab = logits.shape
-    splits, chunk = splits_of(AS_OF_ROWS, vocab)
+    splits, chunk = splits_of(INVARIANT_ROWS, vocab)
     parts = torch.empty((num_rows, splits), dtype=torch.float32, device=logits.device)
     _parts[(splits, num_rows)](logits, parts, logits.stride(0), vocab, chunk, BLOCK=BLOCK, num_warps=NUM_WARPS)
     return parts.logsumexp(-1)
