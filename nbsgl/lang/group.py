@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
 from nbsgl.errors import ParameterError, ProgramError, RoleError
 from nbsgl.lang.branch import Binding, Branch, Gathered
 from nbsgl.lang.executor import Executor
+from nbsgl.lang.growing import Growing
 from nbsgl.lang.ir import Expr
 from nbsgl.protocol import Append
 
@@ -15,31 +16,34 @@ if TYPE_CHECKING:
     from nbsgl.lang.state import ProgramState
 
 
-class ProgramStateGroup:
-    """The forks of a state."""
+S = TypeVar("S", bound=Growing)
 
-    def __init__(self, states: list[ProgramState], parent: ProgramState) -> None:
-        self.states, self._parent = states, parent
+
+class Forks(Generic[S]):
+    """The forks of a state: indexed, walked over, and grown together."""
+
+    def __init__(self, states: list[S]) -> None:
+        self.states = states
 
     def __len__(self) -> int:
         return len(self.states)
 
-    def __iter__(self) -> Iterator[ProgramState]:
+    def __iter__(self) -> Iterator[S]:
         return iter(self.states)
 
     @overload
-    def __getitem__(self, index: int) -> ProgramState: ...
+    def __getitem__(self, index: int) -> S: ...
     @overload
-    def __getitem__(self, index: slice) -> list[ProgramState]: ...
-    def __getitem__(self, index: int | slice) -> ProgramState | list[ProgramState]:
+    def __getitem__(self, index: slice) -> list[S]: ...
+    def __getitem__(self, index: int | slice) -> S | list[S]:
         return self.states[index]
 
-    def __setitem__(self, index: int, state: ProgramState) -> None:
+    def __setitem__(self, index: int, state: S) -> None:
         """For `group[i] += ...`, which binds the state it had again."""
         if self.states[index] is not state:
             raise ProgramError("A group's states cannot be replaced.", hint="Write `group[i] += ...`.")
 
-    def __iadd__(self, other: Any) -> ProgramStateGroup:
+    def __iadd__(self, other: Any) -> Self:
         """A string or hole goes to all; of a list each gets one; a function is called with each index."""
         if isinstance(other, (list, tuple)):
             if len(other) < len(self.states):
@@ -52,6 +56,14 @@ class ProgramStateGroup:
         for i, expr in enumerate(each[: len(self.states)]):
             self.states[i] += expr
         return self
+
+
+class ProgramStateGroup(Forks["ProgramState"]):
+    """The forks of a running state."""
+
+    def __init__(self, states: list[ProgramState], parent: ProgramState) -> None:
+        super().__init__(states)
+        self._parent = parent
 
     def join(self, mode: str = "gather_variable", on_error: str = "raise") -> None:
         """Bring the children's results to the parent; they stay readable and take nothing more.

@@ -25,7 +25,7 @@ from nbsgl.errors import (
     UnknownVariable,
     Unsupported,
 )
-from nbsgl.lang import api, choices
+from nbsgl.lang import choices
 from nbsgl.lang.branch import (
     Binding,
     Branch,
@@ -47,6 +47,7 @@ from nbsgl.lang.branch import (
 )
 from nbsgl.lang.executor import TICK_S, Executor
 from nbsgl.lang.group import ProgramStateGroup
+from nbsgl.lang.growing import Growing
 from nbsgl.lang.ir import (
     Expr,
     GenExpr,
@@ -58,7 +59,6 @@ from nbsgl.lang.ir import (
     TextExpr,
     Thinking,
     VideoExpr,
-    parts,
     refuse_mark,
     taken,
 )
@@ -79,7 +79,7 @@ _INSTEAD = {
 }
 
 
-class ProgramState:
+class ProgramState(Growing):
     """One branch of a running program.
 
     Everything but a demand returns at once.  Safe to use from several threads.  When a segment has failed, reads of
@@ -87,18 +87,12 @@ class ProgramState:
     """
 
     def __init__(self, executor: Executor, branch: Branch) -> None:
+        super().__init__()
         self.executor, self.branch = executor, branch
-        self._taken: Expr | None = None  # what `s.user(x)` has just queued
         janitor.start()
         janitor.watch(self, executor.lease.release, branch.number)
 
     # ---- growing -----------------------------------------------------------------------------------------------------
-
-    def __iadd__(self, other: Any) -> ProgramState:
-        taken, self._taken = self._taken, None
-        if taken is None or other is not taken:
-            self._add(parts(other))
-        return self
 
     def _add(self, items: Sequence[Expr]) -> None:
         info = None if all(isinstance(item, TextExpr) for item in items) else self.executor.info
@@ -614,26 +608,6 @@ class ProgramState:
         return self
 
     # ---- roles, scopes -----------------------------------------------------------------------------------------------
-
-    def system(self, expr: Any = None) -> Any:
-        """With an expression: queue it as a system message.  Without: a context manager for the message."""
-        return self._role("system", expr)
-
-    def user(self, expr: Any = None) -> Any:
-        """With an expression: queue it as a user's message.  Without: a context manager for the message."""
-        return self._role("user", expr)
-
-    def assistant(self, expr: Any = None) -> Any:
-        """With an expression: queue it as an assistant's message.  Without: a context manager for the message."""
-        return self._role("assistant", expr)
-
-    def _role(self, role: str, expr: Any) -> Any:
-        if expr is None:
-            return self._role_block(role)
-        message = api.role(role, expr)
-        self._add(parts(message))
-        self._taken = message  # `s += s.user(x)` takes it once
-        return message
 
     @contextmanager
     def _role_block(self, role: str) -> Iterator[None]:

@@ -14,8 +14,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from nbsgl.errors import HoleError, NbsglError, ParameterError, ProgramError, RoleError, TraceError, UnknownVariable
-from nbsgl.lang import api
 from nbsgl.lang.default import default
+from nbsgl.lang.group import Forks
+from nbsgl.lang.growing import Growing
 from nbsgl.lang.ir import (
     Concat,
     Expr,
@@ -114,10 +115,11 @@ class Recorder:
         return state
 
 
-class TraceState:
+class TraceState(Growing):
     """The `s` of a traced body: grows as a `ProgramState` does, and answers reads with symbols."""
 
     def __init__(self, recorder: Recorder, number: int, parent: TraceState | None = None, path: Path = ()) -> None:
+        super().__init__()
         self.recorder, self.number, self.path = recorder, number, path
         self.variables: dict[str | None, Any] = dict(parent.variables) if parent else {}
         self.role: str | None = parent.role if parent else None
@@ -127,15 +129,8 @@ class TraceState:
         self._num_children = 0
         self._is_closed = False
         self._open_scopes: set[str] = set()
-        self._taken: Expr | None = None
 
     # ---- growing -----------------------------------------------------------------------------------------------------
-
-    def __iadd__(self, other: Any) -> TraceState:
-        taken, self._taken = self._taken, None
-        if taken is None or other is not taken:
-            self._add(parts(other))
-        return self
 
     def _add(self, items: Sequence[Expr]) -> None:
         self._check_open()
@@ -275,23 +270,6 @@ class TraceState:
 
     # ---- roles, scopes -----------------------------------------------------------------------------------------------
 
-    def system(self, expr: Any = None) -> Any:
-        return self._role("system", expr)
-
-    def user(self, expr: Any = None) -> Any:
-        return self._role("user", expr)
-
-    def assistant(self, expr: Any = None) -> Any:
-        return self._role("assistant", expr)
-
-    def _role(self, role: str, expr: Any) -> Any:
-        if expr is None:
-            return self._role_block(role)
-        message = api.role(role, expr)
-        self._add(parts(message))
-        self._taken = message
-        return message
-
     @contextmanager
     def _role_block(self, role: str) -> Iterator[None]:
         self._add([RoleBegin(role)])
@@ -341,37 +319,12 @@ class TraceState:
         group.join()
 
 
-class TraceGroup:
+class TraceGroup(Forks["TraceState"]):
     """The forks of a traced state."""
 
     def __init__(self, states: list[TraceState], parent: TraceState) -> None:
-        self.states, self.parent = states, parent
-
-    def __len__(self) -> int:
-        return len(self.states)
-
-    def __iter__(self) -> Iterator[TraceState]:
-        return iter(self.states)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.states[index]
-
-    def __setitem__(self, index: int, state: TraceState) -> None:
-        if self.states[index] is not state:
-            raise ProgramError("A group's states cannot be replaced.", hint="Write `group[i] += ...`.")
-
-    def __iadd__(self, other: Any) -> TraceGroup:
-        if isinstance(other, (list, tuple)):
-            if len(other) < len(self.states):
-                raise IndexError(f"{len(self.states)} forks, but only {len(other)} expressions")
-            each = list(other)
-        elif callable(other) and not isinstance(other, Expr):
-            each = [other(i) for i in range(len(self.states))]
-        else:
-            each = [other] * len(self.states)
-        for state, expr in zip(self.states, each, strict=False):
-            state += expr
-        return self
+        super().__init__(states)
+        self.parent = parent
 
     def join(self, mode: str = "gather_variable", on_error: str = "raise") -> None:
         """Gathered variables become lists of symbols: how many there are does not depend on a run."""
