@@ -152,14 +152,58 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class GrammarSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which texts a sampled run may become: the kind and its text (JSON schemas as JSON text, property order kept).
+    """Which texts a sampled run may become, and how the engine goes about it.
 
-    `prefix` is text that stands before that, whatever the kind.
+    `text` by kind: a regex as `re.fullmatch` reads it; a JSON schema as JSON text (property order is kept); "json" (any
+    JSON value: `text` is empty); choices as a JSON list of strings; EBNF in the GBNF dialect; Lark as llguidance reads
+    it; "tags", structural tags as JSON (`grammar.tags`).  `prefix` is text that stands before that, whatever the kind.
+
+    `after`: the grammar begins behind the first occurrence of this text (the end of thinking); at most
+    `max_think_tokens` tokens come before it.  `whitespace` between the parts of JSON.  `on_unsupported`: what a schema's
+    keyword that no engine can hold is, an error or left out with a note.
+
+    The rest is how a run goes, not what its language is: `engine` ("auto": the first that takes the spec), `jump`
+    (forced text: not foreseen, proposed and verified, or spelt canonically), `on_limit` ("fit": only tokens from which
+    the end is in reach of max_tokens).
     """
 
-    kind: Literal["regex", "json_schema"]
+    kind: Literal["regex", "json_schema", "json", "choices", "ebnf", "lark", "tags"]
     text: str
     prefix: str = ""
+    after: str = ""
+    max_think_tokens: int | None = None
+    whitespace: Literal["compact", "spaced", "flexible"] = "spaced"
+    on_unsupported: Literal["error", "loosen"] = "error"
+    engine: Literal["auto", "fsm", "llguidance", "xgrammar", "outlines"] = "auto"
+    jump: Literal["off", "verify", "canonical"] = "verify"
+    on_limit: Literal["keep", "fit"] = "keep"
+
+    @property
+    def language(self) -> GrammarSpec:
+        """The same without what is only about how a run goes: what compiled grammars are kept by."""
+        return msgspec.structs.replace(self, jump="verify", on_limit="keep")
+
+
+class GrammarUse(msgspec.Struct, frozen=True, kw_only=True):
+    """What a grammar did in one run: `get_meta_info(name)["grammar"]`.
+
+    Sizes are of the fsm's tables (0 with another engine).  `compile_ms` is 0.0 for one that was at hand.  Of the tokens
+    `proposed` by jump-forward, `accepted` were drawn as proposed; `steps_saved` forward passes fewer than tokens.
+    `stood_in`: tokens masked by the host's matcher before the tables were there.
+    """
+
+    engine: str
+    states: int = 0
+    classes: int = 0
+    rows: int = 0
+    table_bytes: int = 0
+    compile_ms: float = 0.0
+    cached: bool = False
+    proposed: int = 0
+    accepted: int = 0
+    steps_saved: int = 0
+    stood_in: int = 0
+    loosened: tuple[str, ...] = ()
 
 
 # ---- nodes: what a program submits -----------------------------------------------------------------------------------

@@ -41,8 +41,16 @@ class Row:
     run_begin: int = 0  # history[run_begin:] are the tokens drawn in this run so far
     run_idx: int = 0  # how many tokens of this run were drawn before this one: the draw's place in its random stream
     is_run_start: bool = False  # first draw of a run on this row, or first after the row was granted anew
-    matcher: Any = None  # grammar matcher (`fill_mask`), already advanced over all drawn tokens
+    matcher: Any = None  # grammar matcher (`fill_mask`), already advanced over all tokens known to the host
     ban_ids: Sequence[int] = ()  # ids that must not be drawn now (EOS before min_tokens)
+    # The last tokens of `num_tokens` may be a draft: proposed, not drawn.  A token is drawn then at each of the last
+    # len(draft) + 1 positions, with the random numbers of run_idx, run_idx + 1, ..., under the grammar's mask behind
+    # the draft so far.  Draft tokens are in no history.
+    draft: Sequence[int] = ()
+    # Of a grammar in tables: the tables (`grammar.tokens.TokenTables`) and its state before each draw.  states[0] is -1
+    # if the host does not know it yet: then it is the one that the row's last draw has left on the device.
+    tables: Any = None
+    states: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +89,8 @@ class Batch:
 class RowResult:
     """What came out for one row.  `token` is -1 where none was drawn; `is_finite` False: NaN or inf in its logits.
 
+    `more` are the tokens drawn behind each token of the row's draft.
+
     `logprob`/`top` are of the drawn token, before mask, temperature and penalties, if the row's parameters ask for
     them; `scores[i]` and `score_tops[i]` belong to position `row.score[i]`.  Tops are (token id, log-probability)
     pairs, best first.
@@ -90,6 +100,7 @@ class RowResult:
     is_finite: bool = True
     logprob: float | None = None
     top: list[tuple[int, float]] = field(default_factory=list)
+    more: Sequence[int] = ()
     scores: list[float] = field(default_factory=list)
     score_tops: list[list[tuple[int, float]]] = field(default_factory=list)
 
