@@ -159,8 +159,8 @@ class GrammarSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     it; "tags", structural tags as JSON (`grammar.tags`).  `prefix` is text that stands before that, whatever the kind.
 
     `after`: the grammar begins behind the first occurrence of this text (the end of thinking); at most
-    `max_think_tokens` tokens come before it.  `whitespace` between the parts of JSON.  `on_unsupported`: what a schema's
-    keyword that no engine can hold is, an error or left out with a note.
+    `max_think_tokens` tokens come before it.  `whitespace` between the parts of JSON.  `on_unsupported`: what a
+    schema's keyword that no engine can hold is: an error, or left out with a note.
 
     The rest is how a run goes, not what its language is: `engine` ("auto": the first that takes the spec), `jump`
     (forced text: not foreseen, proposed and verified, or spelt canonically), `on_limit` ("fit": only tokens from which
