@@ -32,8 +32,9 @@ class Scored:
 class LaunchedStep:
     """Implements `batch.Launched`.
 
-    `ids` `[2, len(drawn_rows)]`: drawn tokens and whether their logits were finite; `drawn` adds log-probabilities;
-    `scored[k]` are the chunks of the k-th row that scores.  On CUDA an event marks the end of the copies.
+    `ids` `[2, n]`, n >= len(drawn_rows): drawn tokens and whether their logits were finite, a line for each draw;
+    `drawn_rows` its row (of a draft: a row again and again); `drawn` adds log-probabilities, which are given of a row's
+    first draw; `scored[k]` are the chunks of the k-th row that scores.  On CUDA an event marks the end of the copies.
     """
 
     def __init__(
@@ -73,14 +74,22 @@ class LaunchedStep:
         if self.ids is None:
             return
         tokens, is_finite = self.ids.tolist()
+        before = -1
         for i, token, good in zip(self.drawn_rows, tokens, is_finite):
             result = results[i]
-            result.token, result.is_finite = token, bool(good)
+            if i == before:
+                result.more = [*result.more, token]
+                result.is_finite &= bool(good)
+            else:
+                result.token, result.is_finite = token, bool(good)
+            before = i
         if self.logprobs is None or self.top_ids is None or self.top_logprobs is None:
             return
         tops = zip(self.top_ids.tolist(), self.top_logprobs.tolist())
         for line, logprob, (ids, values) in zip(self.logprob_lines, self.logprobs.tolist(), tops):
             i = self.drawn_rows[line]
+            if line and self.drawn_rows[line - 1] == i:
+                continue
             params = self.rows[i].params
             assert params is not None
             results[i].logprob = logprob
