@@ -16,7 +16,14 @@ import pytest
 import nbsgl
 
 ROOT = Path(nbsgl.__file__).parent
-GROUND = {"nbsgl.protocol", "nbsgl.scoring", "nbsgl.errors", "nbsgl.chat_templates", "nbsgl.reasoning"}
+GROUND = {
+    "nbsgl.protocol",
+    "nbsgl.automaton",
+    "nbsgl.scoring",
+    "nbsgl.errors",
+    "nbsgl.chat_templates",
+    "nbsgl.reasoning",
+}
 ROOMS = ("engine", "lang", "widgets", "magics", "bench")
 NOTEBOOK = {"IPython", "ipywidgets", "anywidget", "traitlets", "comm", "ipykernel", "nbconvert", "nbformat"}
 
@@ -118,7 +125,7 @@ def door_names(path: Path) -> set[str]:
     }
     uses = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)]
     found |= {node.attr for node in uses if node.value.id == "nbsgl"}
-    return found - {*ROOMS, "protocol", "scoring", "errors", "chat_templates"}
+    return found - {*ROOMS, "protocol", "automaton", "scoring", "errors", "chat_templates"}
 
 
 @pytest.mark.parametrize("room", ROOMS)
