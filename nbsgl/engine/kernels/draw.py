@@ -1,5 +1,7 @@
 """One token per row: argmax of logit / temperature + Gumbel noise, in one launch, with its feedback to the next step.
 
+With grammars in tables, tokens that the row's state does not allow have no score, and its state steps on.
+
 The noise is that of `rng.exponentials`: the same integers bit for bit, and the same float32 uniform; the card's fast
 logarithms differ from torch's by up to 1e-5 of noise, so a draw differs only where two tokens tie to within that.
 A row is read by `splits` programs; the last of them to arrive merges what the others found.
@@ -16,6 +18,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra import cuda as tlc
 from triton.language.extra import libdevice
+
+from nbsgl.engine.kernels.tables import TableLines, state_behind, state_of, words_at
 
 if TYPE_CHECKING:
     from nbsgl.engine.kernels.aot import Card, ModelShape, Variant
@@ -72,16 +76,19 @@ def draw(
     out: Tensor,
     scratch: DrawScratch,
     *,
+    lines: TableLines | None = None,
     pdl: bool,
 ) -> None:
     """Draw a token for each line of logits `[n, vocab]` (any float type, unit stride along vocab), n <= max_rows.
 
     `temperatures` float32 `[n]`, below 1e-6 greedy (ties: the lowest id); `keys` int32 `[n, 2]` of `rng.draw_keys`.
     Writes out[0] = token, out[1] = 1 if the line has no NaN and no infinity (int32 `[2, n]`), and
-    last_tokens[rows[i]] = token of line i where flags[i] != 0.
+    last_tokens[rows[i]] = token of line i where flags[i] != 0.  With `lines` it is drawn among the tokens that the
+    line's grammar allows, and lines.states[rows[i]] = the state behind it; no two lines read a state from one place.
     """
     num_rows, vocab = logits.shape
     splits, chunk = scratch.splits_of(num_rows, vocab)
+    masks = (None,) * 4 if lines is None else (lines.grammars, lines.given, lines.states, lines.block)
     _draw[(splits, num_rows)](
         logits,
         temperatures,
@@ -93,6 +100,7 @@ def draw(
         scratch.floats,
         scratch.ints,
         scratch.arrived,
+        *masks,
         logits.stride(0),
         out.stride(0),
         scratch.max_rows * MAX_SPLITS,
@@ -115,7 +123,9 @@ def variants(shape: ModelShape, card: Card) -> Iterator[Variant]:
     for dtype in float_types(shape.dtype):
         args: dict[str, Any] = {"LOGITS": dtype, "TEMPERATURES": torch.float32, "FLOATS": torch.float32}
         args |= dict.fromkeys(("KEYS", "ROWS", "FLAGS", "LAST", "OUT", "INTS", "ARRIVED"), torch.int32)
-        yield Variant(_draw, args | sizes | meta, NUM_WARPS, pdl=card.pdl)
+        for masks in (None, torch.int32):
+            args |= dict.fromkeys(("GRAMMARS", "GIVEN", "STATES", "TABLES"), masks)
+            yield Variant(_draw, args | sizes | meta, NUM_WARPS, pdl=card.pdl)
 
 
 def float_types(dtype: torch.dtype) -> set[torch.dtype]:
@@ -189,7 +199,7 @@ def is_last_program(ARRIVED, line):
 SMALL_ARGS = ["TEMPERATURES", "KEYS", "ROWS", "FLAGS", "LAST", "OUT"]
 
 
-@triton.jit(do_not_specialize=["out_stride"], do_not_specialize_on_alignment=SMALL_ARGS)
+@triton.jit(do_not_specialize=["out_stride"], do_not_specialize_on_alignment=[*SMALL_ARGS, "GRAMMARS", "GIVEN"])
 def _draw(
     LOGITS,
     TEMPERATURES,
@@ -201,6 +211,10 @@ def _draw(
     FLOATS,
     INTS,
     ARRIVED,
+    GRAMMARS,
+    GIVEN,
+    STATES,
+    TABLES,
     line_stride,
     out_stride,
     plane,
@@ -221,6 +235,11 @@ def _draw(
     key0 = tl.load(KEYS + 2 * line).to(tl.uint32, bitcast=True)
     key1 = tl.load(KEYS + 2 * line + 1).to(tl.uint32, bitcast=True)
     offsets = tl.arange(0, BLOCK)
+    if TABLES is not None:
+        grammar, row = tl.load(GRAMMARS + line), tl.load(ROWS + line)
+        is_masked = grammar >= 0
+        state = state_of(GIVEN, STATES, line, row, is_masked)
+        MASK = TABLES + words_at(TABLES, grammar, state, (vocab + 31) // 32, is_masked)
     best = tl.full([BLOCK], float("-inf"), tl.float32)
     best_ids = tl.zeros([BLOCK], tl.int32)
     is_bad = tl.zeros([BLOCK], tl.int32)
@@ -232,6 +251,9 @@ def _draw(
         score = x * factor
         if not is_greedy:
             score -= log_exponentials(ids, key0, key1)
+        if TABLES is not None:
+            words = tl.load(MASK + ids // 32, mask=is_in & is_masked, other=-1)
+            score = tl.where(((words >> (ids % 32)) & 1) != 0, score, float("-inf"))
         is_better = score > best
         best = tl.where(is_better, score, best)
         best_ids = tl.where(is_better, ids, best_ids)
@@ -249,4 +271,7 @@ def _draw(
         bad = tl.load(INTS + plane + parts, mask=is_there, other=0, cache_modifier=".cg")
         score, token = best_of(scores, tokens)
         give(token, line, ROWS, FLAGS, LAST, OUT)
+        if TABLES is not None:
+            behind = state_behind(TABLES, grammar, state, token, is_masked)
+            tl.store(STATES + row, behind, mask=is_masked)
         tl.store(OUT + out_stride + line, 1 - tl.max(bad, 0))
