@@ -18,7 +18,7 @@ import msgspec
 from nbsgl.errors import ParameterError
 from nbsgl.reasoning import Markers
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 # ---- token ids on the wire -------------------------------------------------------------------------------------------
 
@@ -61,6 +61,7 @@ _GOOD = {
     "repetition_penalty": "1.1",
     "stop": '["\\n"]',
     "stop_token_ids": "[2]",
+    "stop_regex": '[r"\\n[0-9]+\\."]',
     "logit_bias": "{42: -100}",
     "seed": "1",
     "logprob_start_len": "0",
@@ -85,7 +86,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """How one sampled run is drawn and where it ends.  Checked when made; `ParameterError` names value and limit.
 
     `max_tokens="fit"` means as many as fit the context.  `top_k=-1` means all.  A `seed` of None is replaced by a drawn
-    one before it reaches the worker.  `logprob_start_len=-1` asks for no log-probabilities of the prompt.
+    one before it reaches the worker.  `logprob_start_len=-1` asks for no log-probabilities of the prompt.  A text ends
+    before a `stop` string, and right behind the first match of a `stop_regex`.
     """
 
     max_tokens: int | Literal["fit"] = 128
@@ -100,6 +102,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     repetition_penalty: float = 1.0
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
+    stop_regex: tuple[str, ...] = ()
     ignore_eos: bool = False
     logit_bias: dict[int, float] = {}
     seed: int | None = None
@@ -133,6 +136,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         for text in self.stop:
             good = isinstance(text, str) and 0 < len(text.encode()) <= 1024
             _check(good, "stop", text, "non-empty strings of at most 1,024 bytes")
+        _check(len(self.stop_regex) <= 32, "stop_regex", self.stop_regex, "at most 32 patterns")
+        for text in self.stop_regex:
+            good = isinstance(text, str) and 0 < len(text.encode("utf-8", "surrogatepass")) <= 256
+            _check(good, "stop_regex", text, "non-empty patterns of at most 256 bytes")
         _check(
             all(_is_int(t) and t >= 0 for t in self.stop_token_ids), "stop_token_ids", self.stop_token_ids, "ids >= 0"
         )
@@ -156,7 +163,7 @@ class GrammarSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     `text` by kind: a regex as `re.fullmatch` reads it; a JSON schema as JSON text (property order is kept); "json" (any
     JSON value: `text` is empty); choices as a JSON list of strings; EBNF in the GBNF dialect; Lark as llguidance reads
-    it; "tags", structural tags as JSON (`grammar.tags`).  `prefix` is text that stands before that, whatever the kind.
+    it; "tags", structural tags as JSON (`nbsgl.tags`).  `prefix` is text that stands before that, whatever the kind.
 
     `after`: the grammar begins behind the first occurrence of this text (the end of thinking); at most
     `max_think_tokens` tokens come before it.  `whitespace` between the parts of JSON.  `on_unsupported`: what a
@@ -320,10 +327,14 @@ TokenLogprob = tuple[float | None, int, str | None]
 
 
 class Finish(msgspec.Struct, frozen=True, kw_only=True):
-    """Why a run ended.  `matched` is the stop string or token id that was met; `length` the limit reached."""
+    """Why a run ended.  `matched` is the stop string, pattern or token id that was met; `length` the limit reached.
+
+    `matched_text` is what in the text matched a pattern.
+    """
 
     type: Literal["stop", "length", "abort", "error"]
     matched: str | int | None = None
+    matched_text: str | None = None
     length: int | None = None
 
 
@@ -340,7 +351,8 @@ class GenResult(msgspec.Struct, frozen=True, kw_only=True):
     `cached_tokens` counts prompt tokens whose KV was there already (from the tree, or from this branch's own earlier
     steps); `prefill_cached` and `prefill_computed` count what was taken from the tree and what was computed for this
     segment and the forced run before it, so their sums over a run's slots are its cache statistics.  Times in seconds.
-    `reasoning` is the thinking that was cut out of `text`; the ids have both.
+    `reasoning` is the thinking that was cut out of `text`; the ids have both.  `complete`: the text is in the language
+    of the gen's grammar; if it is not, `needed` is the least max_tokens that could have done, where that is known.
     """
 
     text: str
@@ -356,9 +368,12 @@ class GenResult(msgspec.Struct, frozen=True, kw_only=True):
     ttft_s: float = 0.0
     e2e_s: float = 0.0
     complete: bool = True
+    needed: int | None = None
+    grammar: GrammarUse | None = None
     reasoning: str = ""
     output_logprobs: Logprobs | None = None
     input_logprobs: Logprobs | None = None
+    grammar: GrammarUse | None = None
 
 
 class Event(msgspec.Struct, frozen=True, tag=True, kw_only=True, forbid_unknown_fields=True):

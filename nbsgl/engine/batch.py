@@ -22,8 +22,8 @@ class Row:
 
     `row` is its row of the page table.  Before the forward pass `slots` are written to the table at positions
     [slots_from, slots_from + len(slots)).  `history` is the sequence's token list as the host knows it (do not change
-    it); `is_fed_back` says that the one token to compute is the one drawn for this row by the batch before, which the
-    host may not know yet: the runner keeps it on the device.
+    it); `is_fed_back` says that the first token to compute is the one drawn for this row by the batch before, which the
+    host may not know yet: the runner keeps it on the device.  Others, if there are any, are the draft's.
     `score` positions p in [start, end): wanted is the log-probability of token p + 1 (`history[p + 1]`).
     """
 

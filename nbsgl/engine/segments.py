@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from nbsgl.protocol import Finish, GrammarSpec, SamplingParams
+from nbsgl.protocol import Finish, GrammarSpec, GrammarUse, SamplingParams
 
 # ---- segments --------------------------------------------------------------------------------------------------------
 
@@ -114,6 +114,7 @@ class Update(msgspec.Struct, frozen=True, kw_only=True):
     `prompt_len` counts the tokens before the segment's first sampled token (forced: up to its end), `cached_len` those
     of them whose KV was not computed for this segment; `prefill_cached`/`prefill_computed`: tokens matched in the tree
     and tokens computed by extends since the last finished segment.  Times in seconds since the segment was received.
+    `grammar` at the end of a run that had one: what it did.
     """
 
     seq: int
@@ -132,6 +133,7 @@ class Update(msgspec.Struct, frozen=True, kw_only=True):
     queued_s: float = 0.0
     ttft_s: float = 0.0
     e2e_s: float = 0.0
+    grammar: GrammarUse | None = None
 
 
 class Updates(msgspec.Struct, frozen=True, tag=True, kw_only=True):

@@ -174,6 +174,7 @@ class GenSlot:
             reasoning=sample.reasoning,
             output_logprobs=with_text(self.codec, sample.ids, sample.logprobs) if wants else None,
             input_logprobs=prompt,
+            grammar=end.grammar,
         )
 
     def _finish(self, finish: Finish | None) -> Finish:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from nbsgl.lang import choices
 from nbsgl.lang.branch import Binding, Listed, Sampled, Slot
 from nbsgl.protocol import Finish, GenResult, Logprobs, Select, TokenLogprob
@@ -36,6 +38,8 @@ def _of_gen(request_id: str, slot: Slot, result: GenResult) -> dict[str, Any]:
         "seed": result.seed,
         "run_seed": slot.run_seed,
     }
+    if result.grammar is not None:
+        info["grammar"] = msgspec.to_builtins(result.grammar)
     for side, logprobs in (("input", result.input_logprobs), ("output", result.output_logprobs)):
         if logprobs is not None:
             info |= _logprobs(side, logprobs, slot.with_text)
