@@ -212,6 +212,13 @@ class BadValue(NbsglError, ValueError):
     pattern = "The variable {variable!r} is {text!r}, which is no {expected}: {reason}."
 
 
+class IncompleteOutput(BadValue):
+    """The text ended inside its grammar, at `limit` tokens; `needed`: the least max_tokens that could do, if known."""
+
+    fields: ClassVar[tuple[str, ...]] = (*BadValue.fields, "limit", "needed")
+    pattern = "The variable {variable!r} is no whole {expected}: {text!r} ended at max_tokens={limit}."
+
+
 class EngineError(NbsglError, RuntimeError):
     """Ends all requests of an engine."""
 

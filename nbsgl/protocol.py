@@ -369,7 +369,6 @@ class GenResult(msgspec.Struct, frozen=True, kw_only=True):
     e2e_s: float = 0.0
     complete: bool = True
     needed: int | None = None
-    grammar: GrammarUse | None = None
     reasoning: str = ""
     output_logprobs: Logprobs | None = None
     input_logprobs: Logprobs | None = None

@@ -9,11 +9,15 @@ TRIANGLES = ("◁think▷", "◁/think▷")
 
 
 class Markers(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What stands before and after the thinking; `is_open`: the text begins inside it."""
+    """What stands before and after the thinking; `is_open`: the text begins inside it.
+
+    An `opening` of "" never comes.  With `keeps_end`, blanks at the end of an answer stay: they are part of a value.
+    """
 
     opening: str
     closing: str
     is_open: bool = False
+    keeps_end: bool = False
 
 
 def _markers(pair: tuple[str, str], is_open: bool = False) -> Markers:
@@ -79,7 +83,7 @@ class Splitter:
     def _next(self, text: str, is_end: bool) -> tuple[str, str, str]:
         """The text up to the next marker, the marker, and what is behind; without one, what must be held back."""
         wanted = [self._markers.closing] if self._is_inside else []
-        wanted += [self._markers.opening] if self._may_open else []
+        wanted += [self._markers.opening] if self._may_open and self._markers.opening else []
         found = [(text.find(marker), marker) for marker in wanted if marker in text]
         if found:
             at, marker = min(found)
@@ -92,19 +96,19 @@ class Splitter:
         self._may_open = False
         self._is_inside = marker == self._markers.opening
         if not self._is_inside:
-            self._answer = _Trimmed()
+            self._answer = _Trimmed(self._markers.keeps_end)
 
 
 class _Trimmed:
-    """A text without the blanks before and after it."""
+    """A text without the blanks before it and, unless it keeps them, after it."""
 
-    def __init__(self) -> None:
-        self._has_begun = False
+    def __init__(self, keeps_end: bool = False) -> None:
+        self._has_begun, self._keeps_end = False, keeps_end
         self._blanks = ""
 
     def push(self, text: str) -> str:
         text = self._blanks + text if self._has_begun else text.lstrip()
-        bare = text.rstrip()
+        bare = text if self._keeps_end else text.rstrip()
         self._blanks = text[len(bare) :]
         self._has_begun = self._has_begun or bool(bare)
         return bare

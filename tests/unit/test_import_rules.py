@@ -23,6 +23,7 @@ GROUND = {
     "nbsgl.errors",
     "nbsgl.chat_templates",
     "nbsgl.reasoning",
+    "nbsgl.tags",
 }
 ROOMS = ("engine", "lang", "widgets", "magics", "bench")
 NOTEBOOK = {"IPython", "ipywidgets", "anywidget", "traitlets", "comm", "ipykernel", "nbconvert", "nbformat"}
