@@ -13,6 +13,7 @@ from nbsgl.errors import BadConfig
 
 if TYPE_CHECKING:
     from nbsgl.engine.grammar.cache import GrammarCache
+    from nbsgl.engine.grammar.trie import VocabTrie
 
 METASPACE = "\u2581"  # a space, in the vocabularies that came from SentencePiece
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -78,6 +79,13 @@ class TokenVocab:
             if data is not None and len(data) == 1:
                 found.setdefault(data[0], token)
         return found
+
+    @cached_property
+    def trie(self) -> VocabTrie:
+        """The tokens as a tree: a fifth of a second at 128k, once."""
+        from nbsgl.engine.grammar.trie import VocabTrie
+
+        return VocabTrie.of(self.tokens)
 
     @cached_property
     def fingerprint(self) -> str:
