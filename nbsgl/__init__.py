@@ -46,6 +46,8 @@ _PLACES = {
     "nbsgl.magics": "load_ipython_extension unload_ipython_extension",
 }
 _HOMES = {name: module for module, names in _PLACES.items() for name in names.split()}
+_MODULES = {"grammar"}
+_HOMES |= {name: f"nbsgl.{name}" for name in _MODULES}
 _HERE = ("set_default_backend", "get_default_backend", "start", "flush_cache", "get_server_info", "get_status")
 
 __all__ = sorted([*(name for name in _HOMES if not name.endswith("ipython_extension")), *_HERE])
@@ -55,7 +57,8 @@ def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'nbsgl' has no attribute {name!r}")
-    value = getattr(import_module(home), name)
+    module = import_module(home)
+    value = module if name in _MODULES else getattr(module, name)
     globals()[name] = value
     return value
 
@@ -71,7 +74,14 @@ def _make_engine(model_path: str, **settings: Any) -> Backend:
     return engine
 
 
+def _draw_grammar(spec: Any, text: str, model: str | None, top: Any) -> Any:
+    from nbsgl.grammar import of_run
+
+    return of_run(spec, text, model, top)
+
+
 _default.make_engine = _make_engine
+_default.draw_grammar = _draw_grammar
 
 
 def start(model_path: str = "embedded", **settings: Any) -> Backend:

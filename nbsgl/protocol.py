@@ -563,6 +563,7 @@ class SegmentView(msgspec.Struct, frozen=True, kw_only=True):
     first_at: float | None = None
     ended_at: float | None = None
     error: str | None = None
+    grammar: GrammarSpec | None = None
 
 
 class BranchView(msgspec.Struct, frozen=True, kw_only=True):

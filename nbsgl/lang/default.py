@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from nbsgl.errors import EngineMismatch, NoBackend, ParameterError
 
 if TYPE_CHECKING:
+    from nbsgl.automaton import GrammarPicture
     from nbsgl.protocol import Backend
 
 logger = logging.getLogger("nbsgl")
@@ -24,6 +25,7 @@ class Default:
 
     def __init__(self) -> None:
         self.make_engine: Callable[..., Backend] | None = None
+        self.draw_grammar: Callable[..., GrammarPicture] | None = None  # (spec, text, model, last step's likeliest)
         self._lock = threading.Lock()
         self._backend: Backend | None = None
         self._settings: dict[str, Any] | None = None  # of an engine that `start` made

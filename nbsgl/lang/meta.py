@@ -8,25 +8,53 @@ import msgspec
 
 from nbsgl.lang import choices
 from nbsgl.lang.branch import Binding, Listed, Sampled, Slot
-from nbsgl.protocol import Finish, GenResult, Logprobs, Select, TokenLogprob
+from nbsgl.lang.default import default
+from nbsgl.protocol import Finish, Gen, GenResult, GrammarSpec, Logprobs, Select, TokenLogprob
 
 
-def meta_info_of(run_id: str, binding: Binding) -> Any:
+def meta_info_of(run_id: str, binding: Binding, model: str | None = None) -> Any:
     """Of a variable; for a list made by `list_append`, one for each sampled entry.  None if it was not sampled."""
     if isinstance(binding, Listed):
-        return [meta_info_of(run_id, entry) for entry in binding.entries]
-    return meta_info(run_id, binding.slot) if isinstance(binding, Sampled) else None
+        return [meta_info_of(run_id, entry, model) for entry in binding.entries]
+    return meta_info(run_id, binding.slot, model) if isinstance(binding, Sampled) else None
 
 
-def meta_info(run_id: str, slot: Slot) -> dict[str, Any] | list[dict[str, Any]]:
-    """A dict; for a gen with n > 1 a list of n."""
+def meta_info(run_id: str, slot: Slot, model: str | None = None) -> dict[str, Any] | list[dict[str, Any]]:
+    """A dict; for a gen with n > 1 a list of n.  `model` is whose vocabulary a grammar's allowed tokens are of."""
     if isinstance(slot.node, Select):
         return _of_select(run_id, slot)
-    infos = [_of_gen(f"{run_id}-{slot.number}", slot, result) for result in slot.results]
+    infos = [_of_gen(f"{run_id}-{slot.number}", slot, result, model) for result in slot.results]
     return infos if slot.node.params.n > 1 else infos[0]
 
 
-def _of_gen(request_id: str, slot: Slot, result: GenResult) -> dict[str, Any]:
+class GrammarInfo(dict[str, Any]):
+    """What a grammar did in a run; `["automaton"]` and `["place"]` are made when they are first asked for.
+
+    They are `nbsgl.automaton`'s structs as plain data: the compressed automaton, and where the run's text ended in it.
+    """
+
+    def __init__(self, counters: dict[str, Any], spec: GrammarSpec, result: GenResult, model: str | None) -> None:
+        super().__init__(counters)
+        self._about = (spec, result, model)
+
+    def __missing__(self, key: str) -> Any:
+        if key not in ("automaton", "place") or default.draw_grammar is None:
+            raise KeyError(key)
+        spec, result, model = self._about
+        picture = default.draw_grammar(spec, result.text, model, _last_step(result))
+        self.update(automaton=msgspec.to_builtins(picture.automaton), place=msgspec.to_builtins(picture.place))
+        return self[key]
+
+
+def _last_step(result: GenResult) -> list[tuple[float | None, int]]:
+    """The likeliest tokens where the text ended: known if a token that ends texts was drawn there."""
+    logprobs = result.output_logprobs
+    if logprobs is None or not logprobs.top or not isinstance(result.finish.matched, int):
+        return []
+    return [(logprob, token) for logprob, token, _ in logprobs.top[-1] or ()]
+
+
+def _of_gen(request_id: str, slot: Slot, result: GenResult, model: str | None) -> dict[str, Any]:
     info: dict[str, Any] = {
         "id": request_id,
         "finish_reason": finish_reason(result.finish),
@@ -39,7 +67,9 @@ def _of_gen(request_id: str, slot: Slot, result: GenResult) -> dict[str, Any]:
         "run_seed": slot.run_seed,
     }
     if result.grammar is not None:
-        info["grammar"] = msgspec.to_builtins(result.grammar)
+        counters = msgspec.to_builtins(result.grammar)
+        spec = slot.node.grammar if isinstance(slot.node, Gen) else None
+        info["grammar"] = counters if spec is None else GrammarInfo(counters, spec, result, model)
     for side, logprobs in (("input", result.input_logprobs), ("output", result.output_logprobs)):
         if logprobs is not None:
             info |= _logprobs(side, logprobs, slot.with_text)

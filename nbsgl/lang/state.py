@@ -542,7 +542,7 @@ class ProgramState(Growing):
         if not isinstance(binding, (Sampled, Listed)):
             return None
         self._await_binding(binding)
-        return meta_info_of(self.executor.id, binding)
+        return meta_info_of(self.executor.id, binding, self.executor.info.model)
 
     @property
     def ret_value(self) -> Any:

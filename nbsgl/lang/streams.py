@@ -105,7 +105,7 @@ class Cursor:
         slot = self._binding.slot
         info: dict[str, Any] = {"completion_tokens": slot.num_tokens}
         if slot.status == "done":
-            whole = meta_info(self._state.executor.id, slot)
+            whole = meta_info(self._state.executor.id, slot, self._state.executor.info.model)
             info |= whole[0] if isinstance(whole, list) else whole
         logprobs = info.get("output_token_logprobs", triples(slot.chunk_logprobs, slot.with_text))
         if logprobs:

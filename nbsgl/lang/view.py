@@ -7,7 +7,7 @@ from typing import Any
 
 from nbsgl.errors import Aborted, StateFailed
 from nbsgl.lang.branch import Binding, Branch, Given, Item, Scope, Slot, failure, is_ready, slot_of
-from nbsgl.protocol import BranchView, RunView, SegmentView, Select, Status
+from nbsgl.protocol import BranchView, Gen, RunView, SegmentView, Select, Status
 
 
 def run_view(root: Branch, shown: list[Branch]) -> RunView:
@@ -91,6 +91,8 @@ def _segment_view(item: Item, status: Status, began: float, is_own: bool) -> Seg
         facts |= {"choices": item.node.choices, "chosen": item.chosen}
         if item.choice is not None:
             facts["scores"] = tuple(item.choice.scores)
+    if isinstance(item.node, Gen):
+        facts["grammar"] = item.node.grammar
     return SegmentView(
         kind="select" if isinstance(item.node, Select) else "gen",
         status=item.status,

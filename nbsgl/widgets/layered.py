@@ -204,7 +204,8 @@ class _Layout:
             for column in columns if sweep % 2 == 0 else reversed(columns):
                 kin = band.columns[column]
                 weight = {item.key: _mean([place[k] for k in links[item.key]], place[item.key]) for item in kin}
-                kin.sort(key=lambda item, weight=weight: weight[item.key])
+                ranks = sorted(range(len(kin)), key=[weight[item.key] for item in kin].__getitem__)
+                kin[:] = [kin[i] for i in ranks]
                 for i, item in enumerate(kin):
                     place[item.key] = i - (len(kin) - 1) / 2
 

@@ -21,7 +21,8 @@ import traitlets
 
 from nbsgl.protocol import BranchView, RunView, SegmentView
 from nbsgl.widgets.text import clean
-from nbsgl.widgets.view import Payload, View, module
+from nbsgl.widgets.view import PageMessage, Payload, View, Watch, module
+from nbsgl.widgets.watched import Drawer, Watched
 
 RUN_FIELDS = ("title", "status", "elapsed_s", "prefill_cached", "prefill_computed", "generated", "error")
 BRANCH_FIELDS = ("id", "parent", "fork_at", "status")
@@ -88,6 +89,8 @@ def _segment(old: SegmentView | None, new: SegmentView) -> Delta:
     delta: Delta = {}
     if changed := _fields(old, new, SEGMENT_FIELDS):
         delta["set"] = changed
+        if "grammar" in changed:
+            changed["grammar"] = lean(new).grammar
     text = "" if old is None else old.text
     if text != new.text:
         delta["text"] = text_change(text, new.text)
@@ -102,19 +105,67 @@ def _clean(value: Any) -> Any:
     return [_clean(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
+MAX_GRAMMAR = 200  # characters of a grammar's text that go to the page with its segment
+
+
+def lean(segment: SegmentView) -> SegmentView:
+    """The segment as it is sent: a grammar by its head, enough to name it."""
+    spec = segment.grammar
+    if spec is None or len(spec.text) <= MAX_GRAMMAR:
+        return segment
+    replace = msgspec.structs.replace
+    return replace(segment, grammar=replace(spec, text=f"{spec.text[:MAX_GRAMMAR]}…"))
+
+
+def _lean_run(view: RunView) -> RunView:
+    if not any(segment.grammar for branch in view.branches for segment in branch.segments):
+        return view
+    replace = msgspec.structs.replace
+    return replace(view, branches=[replace(b, segments=[lean(s) for s in b.segments]) for b in view.branches])
+
+
 class RunWidget(View):
-    """A run by branches.  `source` returns the `RunView` of now, cheaply and from any thread."""
+    """A run by branches.  `source` returns the `RunView` of now, cheaply and from any thread.
+
+    `drawer` makes the picture of a segment's grammar when a reader opens it, and again as the text grows, at most ten
+    times a second, on a thread of its own.
+    """
 
     _esm = module("run")
     kind = traitlets.Unicode("run").tag(sync=True)
 
     def __init__(
-        self, source: Callable[[], RunView], *, on_stop: Callable[[], None] | None = None, title: str = ""
+        self,
+        source: Callable[[], RunView],
+        *,
+        on_stop: Callable[[], None] | None = None,
+        title: str = "",
+        drawer: Drawer | None = None,
     ) -> None:
+        self._watched: Watched | None = None
+        self._drawer = drawer
         super().__init__(source, on_stop=on_stop, title=title)
 
+    def answer(self, message: PageMessage) -> None:
+        if isinstance(message, Watch) and self._drawer is not None:
+            is_end = message.segment < 0
+            self._watched = None if is_end else Watched(self._drawer, message.branch, message.segment)
+
+    def _update(self, now: float) -> None:
+        super()._update(now)
+        watched, view = self._watched, self._sent_picture
+        if watched is not None and view is not None:
+            watched.look(view, now, is_last=self._finished)
+            if (message := watched.news()) is not None:
+                self.reply("grammar", message)
+
+    def _send_full(self, picture: RunView, now: float) -> None:
+        super()._send_full(picture, now)
+        if (watched := self._watched) is not None:
+            self._watched = Watched(watched.drawer, watched.branch, watched.segment)
+
     def full(self, picture: RunView) -> Payload:
-        return Payload([_encode(picture)])
+        return Payload([_encode(_lean_run(picture))])
 
     def delta(self, old: RunView, new: RunView) -> Payload | None:
         change = run_delta(old, new)

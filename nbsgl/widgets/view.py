@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import re
 import threading
 import time
 import uuid
@@ -88,7 +89,14 @@ class Find(FromPage, frozen=True, tag="find"):
     text: str
 
 
-PageMessage = Hello | Resync | Ack | Stop | Label | Find
+class Watch(FromPage, frozen=True, tag="watch"):
+    """The grammar of this segment of a run, please, from now on; segment -1: no longer."""
+
+    branch: int
+    segment: int
+
+
+PageMessage = Hello | Resync | Ack | Stop | Label | Find | Watch
 
 
 def decode_page_message(content: object) -> PageMessage | None:
@@ -147,11 +155,22 @@ class Rate:
 # ---- the view --------------------------------------------------------------------------------------------------------
 
 
+_IMPORT = re.compile(r'^import .+ from "\./(\w+)\.js";\n', re.MULTILINE)
+
+
 def module(name: str) -> str:
-    """A view's ES module with `base.js` written in the place of its import: one file for the page, two to read."""
-    base = (STATIC / "base.js").read_text(encoding="utf-8")
-    head, _, body = (STATIC / f"{name}.js").read_text(encoding="utf-8").partition(' from "./base.js";\n')
-    return f"{base}\n{body}" if body else head
+    """A view's ES module with the files it imports written before it: one file for the page, small ones to read."""
+    found: dict[str, str] = {}
+
+    def add(name: str) -> None:
+        code = (STATIC / f"{name}.js").read_text(encoding="utf-8")
+        for other in _IMPORT.findall(code):
+            if other not in found:
+                add(other)
+        found[name] = _IMPORT.sub("", code)
+
+    add(name)
+    return "\n".join(found.values())
 
 
 class View(anywidget.AnyWidget):  # type: ignore[misc]

@@ -58,13 +58,14 @@ BACKENDS = [
     "get_server_info",
     "get_status",
 ]
+MODULES = ["grammar"]
 
 
 def test_the_public_names_are_these() -> None:
-    assert set(nbsgl.__all__) == {*LANGUAGE, *BACKENDS, *errors.ERRORS}
+    assert set(nbsgl.__all__) == {*LANGUAGE, *BACKENDS, *MODULES, *errors.ERRORS}
 
 
-@pytest.mark.parametrize("name", [*LANGUAGE, *errors.ERRORS])
+@pytest.mark.parametrize("name", [*LANGUAGE, *MODULES, *errors.ERRORS])
 def test_every_name_is_there(name) -> None:
     assert getattr(nbsgl, name) is getattr(nbsgl, name)
     assert name in dir(nbsgl)

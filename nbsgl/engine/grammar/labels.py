@@ -29,7 +29,7 @@ def class_label(chars: CharSet) -> str:
     if rest in (EMPTY, _LINE_END):
         return "." if rest else r"[\s\S]"
     if len(chars) == 1 and chars[0][0] == chars[0][1]:
-        return _ranges(chars)
+        return ranges_text(chars)
     inside, outside = _named(chars), _named(rest)
     if inside in _SHORTS:
         return inside
@@ -44,11 +44,12 @@ def _named(chars: CharSet) -> str:
         for name, short in _NAMES:
             found = category(name)
             if charset([*chars, *found]) == chars:
-                return short + _ranges(complement(charset([*complement(chars), *found])))
-    return _ranges(chars)
+                return short + ranges_text(complement(charset([*complement(chars), *found])))
+    return ranges_text(chars)
 
 
-def _ranges(chars: CharSet) -> str:
+def ranges_text(chars: CharSet) -> str:
+    """What stands between the brackets of a class."""
     parts = []
     for low, high in chars:
         parts.append(_char(low) if low == high else f"{_char(low)}{'-' if high > low + 1 else ''}{_char(high)}")
