@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from nbsgl.engine import grammar
 from nbsgl.engine.grammar import TokenVocab, charset
-from nbsgl.engine.grammar.regex import to_rust
+from nbsgl.engine.grammar.regex import parse
+from nbsgl.engine.grammar.rust import to_rust
 from nbsgl.errors import BadRegex, GrammarTooExpensive
 from nbsgl.protocol import GrammarSpec
 
@@ -50,7 +51,7 @@ def test_one_character_patterns_match_what_re_matches(pattern: str) -> None:
     # The look-ahead keeps `finditer` from its search for a first character, which ignores (?a:...).
     runs = re.compile(rf"(?:(?=[\s\S]){pattern.removeprefix('(?i)')})+", flags)
     found = ((ord(run[0][0]), ord(run[0][-1])) for part in everything() for run in runs.finditer(part))
-    assert charset.charset(ranges_of(to_rust(pattern))) == charset.charset(found)
+    assert charset.charset(ranges_of(to_rust(parse(pattern)))) == charset.charset(found)
 
 
 def ranges_of(printed: str) -> list[tuple[int, int]]:
@@ -191,7 +192,7 @@ def test_an_empty_language_is_refused(pattern: str) -> None:
 
 
 def test_repeat_printing_is_linear_in_the_pattern() -> None:
-    assert len(to_rust(r"[^\n]{0,10000}")) < 100
+    assert len(to_rust(parse(r"[^\n]{0,10000}"))) < 100
 
 
 @given(st.lists(st.tuples(st.integers(0, 300), st.integers(0, 300)), max_size=6))

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbsgl.engine.grammar.charset import CharSet
-from nbsgl.engine.grammar.syntax import Both, Chars, Concat, Either, Not, Repeat, Syntax
+from nbsgl.engine.grammar.syntax import Both, Chars, Concat, Either, Not, Repeat, Syntax, children, post_order
 from nbsgl.engine.grammar.utf8 import Alphabet, alphabet
 
 Edges = tuple[tuple[int, int], ...]
@@ -94,21 +94,11 @@ class _Terms:
         self._known: dict[tuple[int, tuple[int | None, ...]], int] = {}
 
     def take(self, root: Syntax) -> int:
-        """The term of a tree; walks without recursion, a shared node once."""
+        """The term of a tree."""
         done: dict[int, int] = {}
-        stack: list[Syntax] = [root]
-        while stack:
-            node = stack[-1]
-            if id(node) in done:
-                stack.pop()
-                continue
-            waiting = [child for child in _children(node) if id(child) not in done]
-            if waiting:
-                stack += reversed(waiting)
-                continue
+        for node in post_order(root):
             self.budget.visit()
             done[id(node)] = self._make(node, done)
-            stack.pop()
         return done[id(root)]
 
     def _make(self, node: Syntax, done: dict[int, int]) -> int:
@@ -117,7 +107,7 @@ class _Terms:
         if isinstance(node, Repeat):
             return self.term(REPEAT, (done[id(node.inner)], node.low, node.high))
         kind = _KINDS[type(node)]
-        return self.term(kind, tuple(done[id(child)] for child in _children(node)))
+        return self.term(kind, tuple(done[id(child)] for child in children(node)))
 
     def term(self, kind: int, args: tuple[int | None, ...], nullable: bool = False) -> int:
         key = (kind, args)
@@ -140,14 +130,6 @@ class _Terms:
 
 
 _KINDS: dict[type, int] = {Concat: CONCAT, Either: EITHER, Both: BOTH, Not: NOT}
-
-
-def _children(node: Syntax) -> tuple[Syntax, ...]:
-    if isinstance(node, Chars):
-        return ()
-    if isinstance(node, Concat | Both):
-        return node.parts
-    return node.options if isinstance(node, Either) else (node.inner,)
 
 
 # ---- subset construction over what is left to match ------------------------------------------------------------------

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbsgl.engine.grammar import regex, schema
+from nbsgl.engine.grammar.rust import to_rust
+from nbsgl.engine.grammar.syntax import literal
 from nbsgl.engine.grammar.vocab import TokenVocab
 from nbsgl.errors import BadGrammar, BadRegex, GrammarError, GrammarTooExpensive
 from nbsgl.protocol import GrammarSpec
@@ -57,9 +59,9 @@ def source_of(spec: GrammarSpec) -> tuple[str, dict[str, Any] | None]:
 
     `no_forcing`: every token the language allows is in the mask, not only the canonical spelling of forced text.
     """
-    before = regex.to_rust(re.escape(spec.prefix)) if spec.prefix else ""
+    before = to_rust(literal(spec.prefix)) if spec.prefix else ""
     if spec.kind == "regex":
-        text = regex.to_rust(spec.text)
+        text = to_rust(regex.parse(spec.text))
         return _lark(f"start: /(?:{before})(?:{text})/" if before else f"start: /{text}/"), None
     parsed = schema.load(spec.text)
     value = "%json " + json.dumps({**parsed, "x-guidance": _JSON_FORM})

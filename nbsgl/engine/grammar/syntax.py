@@ -1,14 +1,16 @@
 """Regular languages as trees: what regexes, choices, JSON schemas and tags are translated to, and automata made from.
 
-Nodes are immutable and comparable; build them by the functions below, which fold the trivial cases.
+Nodes are immutable and comparable; build them by the functions below, which fold the trivial cases.  A node knows its
+hash from its making, so sets of deep trees cost nothing; a tree may share nodes, and what walks it walks each once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 
-from nbsgl.engine.grammar.charset import CharSet, charset
+from nbsgl.engine.grammar.charset import END, SURROGATES, CharSet, charset
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +18,13 @@ class Chars:
     """One character of a set; the empty set is the empty language."""
 
     chars: CharSet
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_hash", hash((1, self.chars)))
+
+    def __hash__(self) -> int:
+        return self._hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +32,13 @@ class Concat:
     """The parts one after the other; no part is the empty text."""
 
     parts: tuple[Syntax, ...]
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_hash", hash((2, self.parts)))
+
+    def __hash__(self) -> int:
+        return self._hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +46,13 @@ class Either:
     """Any one of the options."""
 
     options: tuple[Syntax, ...]
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_hash", hash((3, self.options)))
+
+    def __hash__(self) -> int:
+        return self._hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +62,13 @@ class Repeat:
     inner: Syntax
     low: int
     high: int | None
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_hash", hash((4, self.inner, self.low, self.high or -1)))
+
+    def __hash__(self) -> int:
+        return self._hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +76,13 @@ class Both:
     """Texts in all of the parts: the product of their automata."""
 
     parts: tuple[Syntax, ...]
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_hash", hash((5, self.parts)))
+
+    def __hash__(self) -> int:
+        return self._hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,26 +90,44 @@ class Not:
     """Texts (valid UTF-8) that are not in `inner`."""
 
     inner: Syntax
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_hash", hash((6, self.inner)))
+
+    def __hash__(self) -> int:
+        return self._hash
 
 
 Syntax = Chars | Concat | Either | Repeat | Both | Not
 
 EMPTY_TEXT = Concat(())
 NOTHING = Chars(())
+ANY_CHAR = Chars(((0, SURROGATES[0] - 1), (SURROGATES[1] + 1, END)))
+ANY_TEXT = Repeat(ANY_CHAR, 0, None)
+
+
+@lru_cache(maxsize=4096)
+def character(char: str) -> Chars:
+    """Just this character; a surrogate, which has no UTF-8, is the empty language."""
+    return Chars(charset([(ord(char), ord(char))]))
 
 
 def literal(text: str) -> Syntax:
     """Just this text."""
-    return concat(Chars(charset([(ord(char), ord(char))])) for char in text)
+    return concat(map(character, text))
 
 
 def concat(parts: Iterable[Syntax]) -> Syntax:
     """Parts in order; nested concatenations are laid flat."""
     flat: list[Syntax] = []
     for part in parts:
-        flat += part.parts if isinstance(part, Concat) else (part,)
-    if NOTHING in flat:
-        return NOTHING
+        if isinstance(part, Concat):
+            flat += part.parts
+        elif isinstance(part, Chars) and not part.chars:
+            return NOTHING
+        else:
+            flat.append(part)
     return flat[0] if len(flat) == 1 else Concat(tuple(flat))
 
 
@@ -98,3 +153,86 @@ def repeat(inner: Syntax, low: int = 0, high: int | None = None) -> Syntax:
 def optional(inner: Syntax) -> Syntax:
     """`inner`, or nothing."""
     return repeat(inner, 0, 1)
+
+
+def both(parts: Iterable[Syntax]) -> Syntax:
+    """Texts that are in each of the parts; any text if there is none."""
+    flat: dict[Syntax, None] = {}
+    for part in parts:
+        flat |= dict.fromkeys(part.parts if isinstance(part, Both) else (part,))
+    flat.pop(ANY_TEXT, None)
+    found = tuple(flat)
+    if NOTHING in flat:
+        return NOTHING
+    return ANY_TEXT if not found else found[0] if len(found) == 1 else Both(found)
+
+
+def negate(inner: Syntax) -> Syntax:
+    """Texts that are not in `inner`."""
+    if isinstance(inner, Not):
+        return inner.inner
+    return ANY_TEXT if inner == NOTHING else NOTHING if inner == ANY_TEXT else Not(inner)
+
+
+# ---- questions about trees -------------------------------------------------------------------------------------------
+
+
+def children(node: Syntax) -> tuple[Syntax, ...]:
+    """The nodes right below."""
+    if isinstance(node, Chars):
+        return ()
+    if isinstance(node, Concat | Both):
+        return node.parts
+    return node.options if isinstance(node, Either) else (node.inner,)
+
+
+def post_order(root: Syntax) -> list[Syntax]:
+    """All nodes, children before parents, a shared one once; whatever the depth."""
+    found: list[Syntax] = []
+    done: set[int] = set()
+    stack: list[tuple[Syntax, bool]] = [(root, False)]
+    while stack:
+        node, is_ready = stack.pop()
+        if id(node) in done:
+            continue
+        below = () if is_ready else children(node)
+        if below:
+            stack.append((node, True))
+            stack += [(child, False) for child in reversed(below) if id(child) not in done]
+        else:
+            done.add(id(node))
+            found.append(node)
+    return found
+
+
+def is_nullable(root: Syntax) -> bool:
+    """The empty text is in the language."""
+    known: dict[int, bool] = {}
+    for node in post_order(root):
+        below = [known[id(child)] for child in children(node)]
+        if isinstance(node, Repeat):
+            found = node.low == 0 or below[0]
+        elif isinstance(node, Either):
+            found = any(below)
+        else:
+            found = not below[0] if isinstance(node, Not) else all(below) and not isinstance(node, Chars)
+        known[id(node)] = found
+    return known[id(root)]
+
+
+def num_positions(root: Syntax) -> int:
+    """The characters of the tree with every counted repeat multiplied out."""
+    known: dict[int, int] = {}
+    for node in post_order(root):
+        below = sum([known[id(child)] for child in children(node)])
+        if isinstance(node, Repeat):
+            below *= max(node.low, 1) if node.high is None else node.high
+        known[id(node)] = 1 if isinstance(node, Chars) else below
+    return known[id(root)]
+
+
+@dataclass(frozen=True, slots=True)
+class NotRegular:
+    """Why a language has no tree: it takes a stack, or its tree would be past a limit."""
+
+    reason: str

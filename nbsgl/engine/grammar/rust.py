@@ -1,0 +1,119 @@
+"""Syntax trees printed for llguidance, in the syntax of Rust's `regex`, so that both engines mean the same language.
+
+Classes are explicit ranges, whatever they were called: `\\w`, `.` and letters under IGNORECASE differ between dialects.
+Intersection and complement have no spelling inside a regex; llguidance's Lark has one for them, in terminals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+from nbsgl.engine.grammar.charset import CharSet
+from nbsgl.engine.grammar.syntax import Both, Chars, Concat, Either, Not, Repeat, Syntax, children, post_order
+from nbsgl.errors import GrammarTooExpensive
+
+MAX_PRINTED = 4 << 20  # a class of Unicode letters takes 12 kB
+
+
+class NotPrintable(Exception):
+    """A tree has an intersection or a complement in it: `to_lark` prints it, `to_rust` cannot."""
+
+
+def to_rust(node: Syntax) -> str:
+    """A regex without anchors, for any context inside a regex; raises `NotPrintable` or `GrammarTooExpensive`."""
+    return _printed(node, _regex)
+
+
+def to_lark(node: Syntax) -> str:
+    """The body of a Lark terminal (`TEXT: <this>`; not of a rule); raises `GrammarTooExpensive`.
+
+    A regex alone where that is possible: llguidance matches it faster than the same in several pieces.
+    """
+    try:
+        return f"/{_not_empty(to_rust(node))}/"
+    except NotPrintable:
+        return _printed(node, _Terminals().print)
+
+
+def _printed(root: Syntax, print_node: Callable[[Syntax, list[str]], str]) -> str:
+    """Children before parents, without recursion: schemas nest deeper than Python's stack."""
+    texts: dict[int, str] = {}
+    total = 0
+    for node in post_order(root):
+        texts[id(node)] = text = print_node(node, [texts[id(child)] for child in children(node)])
+        total += len(text) if isinstance(node, Chars) else 0
+        if max(total, len(text)) > MAX_PRINTED:
+            raise GrammarTooExpensive(kind="regex", path="character classes", limit="4 MiB of explicit ranges")
+    return texts[id(root)]
+
+
+def _regex(node: Syntax, inner: list[str]) -> str:
+    if isinstance(node, Chars):
+        return _print_class(node.chars)
+    if isinstance(node, Concat):
+        return "".join(inner)
+    if isinstance(node, Either):
+        return f"(?:{'|'.join(inner)})"
+    if isinstance(node, Repeat):
+        return f"(?:{inner[0]}){_times(node)}"
+    raise NotPrintable(f"{type(node).__name__.lower()} cannot stand inside a regex")
+
+
+class _Terminals:
+    """Prints what can be one regex as one; `regexes` has the text of each node that can."""
+
+    def __init__(self) -> None:
+        self.regexes: dict[int, str] = {}
+
+    def print(self, node: Syntax, inner: list[str]) -> str:
+        below = children(node)
+        if not isinstance(node, Both | Not) and all(id(child) in self.regexes for child in below):
+            self.regexes[id(node)] = text = _regex(node, [self.regexes[id(child)] for child in below])
+            return f"/{_not_empty(text)}/"
+        if isinstance(node, Concat):
+            return f"({' '.join(self.runs(below, inner))})"
+        if isinstance(node, Either):
+            return f"({' | '.join(inner)})"
+        if isinstance(node, Both):
+            return f"({' & '.join(inner)})"
+        return f"({inner[0]}){_times(node)}" if isinstance(node, Repeat) else f"(/(?s:.*)/ & ~{inner[0]})"
+
+    def runs(self, parts: tuple[Syntax, ...], printed: list[str]) -> list[str]:
+        """Neighbours that can be one regex are."""
+        found: list[str] = []
+        run: list[str] = []
+        for part, text in zip(parts, printed):
+            if (regex := self.regexes.get(id(part))) is not None:
+                run.append(regex)
+                continue
+            if run:
+                found.append(f"/{''.join(run)}/")
+                run = []
+            found.append(text)
+        return [*found, f"/{''.join(run)}/"] if run else found
+
+
+def _not_empty(regex: str) -> str:
+    return regex or "(?:)"  # `//` begins a comment
+
+
+def _times(node: Repeat) -> str:
+    if node.high is None:
+        return "*" if node.low == 0 else f"{{{node.low},}}"
+    return f"{{{node.low},{node.high}}}"
+
+
+@lru_cache(maxsize=256)
+def _print_class(chars: CharSet) -> str:
+    if len(chars) == 1 and chars[0][0] == chars[0][1]:
+        return _print_char(chars[0][0])
+    if not chars:
+        return r"[^\x{0}-\x{10FFFF}]"
+    ranges = (_print_char(low) if low == high else f"{_print_char(low)}-{_print_char(high)}" for low, high in chars)
+    return f"[{''.join(ranges)}]"
+
+
+def _print_char(code: int) -> str:
+    char = chr(code)
+    return char if char.isascii() and char.isalnum() else rf"\x{{{code:X}}}"
