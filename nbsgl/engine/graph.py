@@ -303,7 +303,7 @@ class GraphRunner:
         for i, sample in enumerate(slot.samples[1:], 1):
             mine = Sampled(params=msgspec.structs.replace(one, seed=sample.seed), grammar=spec)
             take = self._sample_taker(branch, slot, i)
-            self._seqs.helper(branch, slot, mine, take, after=branch.num_posted - 1)
+            self._seqs.helper(branch, slot, [mine], take, parent=branch.seq, after=branch.num_posted - 1)
         if slot.rewrites:
             branch.slot = slot  # what follows waits: it may stand after another text than the one drawn
         return True
@@ -407,7 +407,7 @@ class GraphRunner:
             slot.prompt_scores = update.scores or TokenScores()
             self._finish_gen(branch, slot)
 
-        self._seqs.helper(branch, slot, scored, take)
+        self._seqs.helper(branch, slot, [scored], take)
 
     def _sample_taker(self, branch: Branch, slot: GenSlot, i: int) -> Callable[[Update], None]:
         def take(update: Update) -> None:
@@ -426,7 +426,7 @@ class GraphRunner:
     # ---- select ------------------------------------------------------------------------------------------------------
 
     def _select(self, branch: Branch, node: Select) -> bool:
-        """Post every choice as a scored forced run on a forked sequence; the branch waits for the scores."""
+        """Post every choice as a scored forced run on a sequence of its own; the branch waits for the scores."""
         if branch.may_be_cut:
             return False
         if self.codec is None:
@@ -444,13 +444,22 @@ class GraphRunner:
         branch.slot = slot
         if branch.is_lost:
             self._seqs.open_anew(branch, branch.ids())
-        for i, (ids, start) in enumerate(zip(whole, starts, strict=True)):
-            scored = Forced(ids=pack_ids(ids), score_from=start)
-            self._seqs.helper(branch, slot, scored, self._choice_taker(branch, slot, i, False), after=branch.num_posted)
-            if node.needs_unconditional:
-                alone = Forced(ids=pack_ids(ids[start:]), score_from=0)
-                self._seqs.helper(branch, slot, alone, self._choice_taker(branch, slot, i, True))
+        self._post_choices(branch, slot, whole, starts)
         return True
+
+    def _post_choices(self, branch: Branch, slot: SelectSlot, whole: list[list[int]], starts: list[int]) -> None:
+        """The first choice stands in a sequence with what all begin with; the others fork there."""
+        stem, parent, after = min(starts), branch.seq if branch.seq >= 0 else None, branch.num_posted
+        before = [Forced(ids=pack_ids(whole[0][:stem]))] if stem else []
+        for i, (ids, start) in enumerate(zip(whole, starts, strict=True)):
+            scored = Forced(ids=pack_ids(ids[stem:]), score_from=start - stem)
+            take = self._choice_taker(branch, slot, i, False)
+            seq = self._seqs.helper(branch, slot, [*before, scored], take, parent=parent, after=after)
+            if before:
+                parent, after, before = seq, 1, []
+            if slot.node.needs_unconditional:
+                alone = Forced(ids=pack_ids(ids[start:]), score_from=0)
+                self._seqs.helper(branch, slot, [alone], self._choice_taker(branch, slot, i, True))
 
     def _choice_taker(
         self, branch: Branch, slot: SelectSlot, i: int, is_unconditional: bool

@@ -22,6 +22,8 @@ from nbsgl import errors
 from nbsgl.engine import census, segment_runs
 from nbsgl.engine.admission import SLACK_SHARE, RoomEstimate, TokenBudget
 from nbsgl.engine.batch import Batch, Launched, Row, RowResult, Runner, SharedPrefix, StepOutOfMemory
+from nbsgl.engine.grammar.forced import Encoder
+from nbsgl.engine.jump_forward import Draft, JumpForward, counted
 from nbsgl.engine.kv_pool import KVPool
 from nbsgl.engine.kv_store import KVStore
 from nbsgl.engine.limits import Limits
@@ -29,7 +31,7 @@ from nbsgl.engine.pace import Pace
 from nbsgl.engine.policy import POLICIES, order_waiting
 from nbsgl.engine.prefix_groups import PrefixGroups
 from nbsgl.engine.radix_cache import RadixCache
-from nbsgl.engine.request import ForcedRun, Queued, SeqState, Sequence
+from nbsgl.engine.request import ForcedRun, Queued, SampledRun, SeqState, Sequence
 from nbsgl.engine.segment_runs import Bounds
 from nbsgl.engine.segments import AbortSeqs, CloseSeq, Extend, Open, Sampled, Segment, Update
 from nbsgl.engine.stats import Stats
@@ -40,7 +42,6 @@ from nbsgl.protocol import GrammarSpec, TreeNode
 log = logging.getLogger("nbsgl")
 
 GRANT_AHEAD = 16  # slots for so many tokens at once: a decode row asks the pool once in 16 steps
-SHARED_TOKENS = 32  # waiting for another's prefix costs a step or more: not worth it for fewer tokens
 REMEMBERED_FAILURES = 1024  # ended sequences whose error a child opened later still gets
 NO_TOKENS: range = range(0)
 
@@ -55,6 +56,7 @@ class Entry:
     is_extend: bool
     scored: ForcedRun | None
     table_len: int
+    draft: Draft | None
 
 
 @dataclass(slots=True)
@@ -69,16 +71,18 @@ class Flight:
     num_extended: int
 
 
-Plan = list[tuple[Sequence, int]]  # who computes how many tokens
-Block = tuple[int, bytes]  # a tree node, and the tokens behind it
+Plan = list[tuple[Sequence, int, Draft | None]]  # who computes how many known tokens, and a draft behind them
+Page = tuple[int, bytes]  # a tree node, and the tokens behind it
 
 
 class Scheduler:
     """See the module.
 
     `emit` gets all updates of a step in one call.  `compile_grammar(spec)` gives something with `matcher()`; what it
-    raises ends the sequence that asked.  `vocab_bytes[id]` are a token's bytes (None: special).  With `strict` the
-    census runs after every step and raises; otherwise `repair` mends what it finds.  `dtype` is for messages.
+    raises ends the sequence that asked; it may give a pending grammar as well, with `ready()`, the grammar once it is
+    there, and `standin()`, one to begin with.  `vocab_bytes[id]` are a token's bytes (None: special); without `encode`
+    nothing jumps forward.  With `strict` the census runs after every step and raises; otherwise `repair` mends what it
+    finds.  `dtype` is for messages.
     """
 
     def __init__(
@@ -91,6 +95,7 @@ class Scheduler:
         compile_grammar: Callable[[GrammarSpec], Any],
         context_length: int,
         emit: Callable[[list[Update]], None],
+        encode: Encoder | None = None,
         clock: Callable[[], float] = time.monotonic,
         strict: bool = False,
         dtype: str = "the model's dtype",
@@ -99,6 +104,7 @@ class Scheduler:
         self._clock = clock
         self._build_pool()
         self.bounds = Bounds(tuple(eos_ids), vocab_bytes, context_length, self.pool.num_slots, limits.page_size)
+        self.jump = JumpForward(vocab_bytes, encode)
         self.budget = TokenBudget(limits.token_budget)
         self.pace = Pace()
         self.groups = PrefixGroups()
@@ -107,6 +113,8 @@ class Scheduler:
         self.seqs: dict[int, Sequence] = {}
         self.waiting: dict[int, Sequence] = {}
         self.running: dict[int, Sequence] = {}
+        self.compiling: dict[int, Sequence] = {}  # whose next run waits for its grammar
+        self.standing_in: dict[int, Sequence] = {}  # whose run goes on in tables once they are there
         self.flight: Flight | None = None
         self._compile, self._emit, self._dtype = compile_grammar, emit, dtype
         self._updates: list[Update] = []
@@ -216,6 +224,7 @@ class Scheduler:
     def step(self) -> bool:
         """Choose a batch, launch it, settle the one before.  False when nothing is left to do."""
         begin = self._clock()
+        self._look_for_grammars()
         if self._is_held_by_grammars():
             self._settle()
         flight = self._launch(self._next_batch())
@@ -229,6 +238,11 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         return bool(self.running or self.waiting or self.flight or self._updates)
+
+    @property
+    def awaits_grammars(self) -> bool:
+        """Whether a step might find a grammar compiled that sequences wait for, though there is no work."""
+        return bool(self.compiling)
 
     def _report(self, begin: float) -> None:
         if self._updates:
@@ -244,11 +258,29 @@ class Scheduler:
             census.check(self)
 
     def _is_held_by_grammars(self) -> bool:
-        """Whether so many rows wait for their last token's mask that running ahead would cost more than it saves."""
+        """Whether so many rows wait for their last token that running ahead would cost more than it saves."""
         if self.flight is None:
             return False
-        held = sum(entry.row.matcher is not None for entry in self.flight.entries)
+        held = sum(
+            entry.draft is not None or (entry.row.matcher is not None and entry.row.tables is None)
+            for entry in self.flight.entries
+        )
         return held * 4 > len(self.flight.entries)
+
+    def _look_for_grammars(self) -> None:
+        """Let sequences go on whose grammar is there now; runs on a stand-in change over where nothing is in flight."""
+        for seq in list(self.compiling.values()):
+            if seq.state is SeqState.PARKED:
+                self._go_on(seq)
+            elif seq.kv_len < len(seq.tokens) and self._begin(seq):
+                seq.match_version = -1
+        for seq in list(self.standing_in.values()):
+            run = seq.run
+            constraint = run.constraint if run is not None else None
+            if run is not None and constraint is not None and constraint.pending is not None and not run.num_pending:
+                constraint.take_over(run.begin)
+            if constraint is None or constraint.pending is None:
+                del self.standing_in[seq.id]
 
     # ---- choosing
 
@@ -274,19 +306,54 @@ class Scheduler:
             has_slot = seq.kv_len < len(seq.slots)  # 15 times of 16
             if not has_slot and not self.kv.grant(seq, seq.kv_len + 1, min(GRANT_AHEAD, seq.room_for_run)):
                 return None
-            plan.append((seq, 1))
-        budget = self._most_extended(len(decodes)) if extends or self.waiting else 0
+            plan.append((seq, 1, None))
+        has_others = bool(extends or self.waiting)
+        budget = self._most_extended(len(decodes)) if has_others else 0
+        budget = max(0, budget - self._add_drafts(plan, has_others))
         slack = budget // SLACK_SHARE
         is_short = False  # of slots: then nobody else is let in
         for seq in extends:
             num_tokens = self._chunk(seq, budget, slack)
             is_short = is_short or (budget > 0 and num_tokens == 0)
             if num_tokens:
-                plan.append((seq, num_tokens))
-                budget -= num_tokens
+                budget -= self._add_extend(plan, seq, num_tokens, budget)
         if budget + slack > 0 and self.waiting and not is_short:
             self._admit_waiting(plan, budget, slack)
         return plan if plan or not is_short else None
+
+    def _add_drafts(self, plan: Plan, has_others: bool) -> int:
+        """Give the plan's decodes drafts where grammars leave no choice; how many tokens that is.
+
+        A quarter of the budget is left to others that extend.
+        """
+        drafting = [i for i, (seq, _, _) in enumerate(plan) if seq.run is not None and seq.run.constraint is not None]
+        if not drafting:
+            return 0
+        most = self._most_extended(len(plan))
+        left = most = most - most // 4 if has_others else most
+        for i in drafting:
+            seq, num_tokens, _ = plan[i]
+            draft = self._draft(seq, num_tokens, left)
+            if draft is not None:
+                plan[i] = seq, num_tokens, draft
+                left -= len(draft.ids)
+        return most - left
+
+    def _add_extend(self, plan: Plan, seq: Sequence, num_tokens: int, budget: int) -> int:
+        """Put an extend into the plan, with a draft if a run begins behind it; how many tokens that is."""
+        draft = None
+        if seq.kv_len + num_tokens == len(seq.tokens):
+            draft = self._draft(seq, num_tokens, budget - num_tokens)
+        plan.append((seq, num_tokens, draft))
+        return num_tokens + (len(draft.ids) if draft is not None else 0)
+
+    def _draft(self, seq: Sequence, num_tokens: int, budget: int) -> Draft | None:
+        """A draft behind the sequence's next tokens, if there are slots for it: no decode is held up for its sake."""
+        run = seq.run
+        draft = self.jump.draft(run, budget) if run is not None and run.constraint is not None else None
+        if draft is None or not self.kv.grant(seq, seq.kv_len + num_tokens + len(draft.ids)):
+            return None
+        return draft
 
     def _ready(self) -> tuple[list[Sequence], list[Sequence]]:
         """The running sequences that can compute something now: those that decode, and those that extend."""
@@ -296,13 +363,19 @@ class Scheduler:
             known = len(seq.tokens) - seq.kv_len
             if run is not None and run.num_pending:
                 # Its next token is drawn in the step in flight: go on with it unseen, unless the mask depends on it.
-                if run.matcher is None and len(seq.tokens) - run.begin + run.num_pending < run.limit:
+                if self._can_run_ahead(run) and len(seq.tokens) - run.begin + run.num_pending < run.limit:
                     decodes.append(seq)
             elif known == 1 and run is not None and seq.kv_len >= run.begin:
                 decodes.append(seq)
             elif known:
                 extends.append(seq)
         return decodes, extends
+
+    def _can_run_ahead(self, run: SampledRun) -> bool:
+        """Whether one token is in flight, and the next one's mask can do without the host's knowing it."""
+        if run.num_pending > 1:
+            return False
+        return run.constraint is None or (self.runner.has_device_grammars and run.constraint.can_run_ahead())
 
     def _most_extended(self, num_decodes: int) -> int:
         """Most known tokens that the step may compute beside so many decodes."""
@@ -359,7 +432,8 @@ class Scheduler:
             self._look_up(seq)
             if budget <= 0 and len(seq.tokens) - seq.match_len > budget + slack:
                 return  # all that is left is slack, and too little of it
-            if self._is_led(seq, leaders):
+            page = self._next_page(seq, seq.match_node, seq.match_len)
+            if page is not None and page in leaders:
                 continue  # another computes this prefix now: use it once it is in the tree
             if not self._has_room(seq, promised):
                 if self.running or self.flight:
@@ -375,8 +449,7 @@ class Scheduler:
             if not num_tokens:
                 self._queue(seq, comes_first=comes_first)
                 return
-            plan.append((seq, num_tokens))
-            budget -= num_tokens
+            budget -= self._add_extend(plan, seq, num_tokens, budget)
             promised += self.room.promised([seq])
             leaders.add(self._led_by(seq))
 
@@ -387,25 +460,20 @@ class Scheduler:
             seq.match_node, seq.match_len = self.tree.peek(seq.tokens, limit)
             seq.match_version = self.tree.version
 
-    def _next_block(self, seq: Sequence, node: Any, length: int, size: int) -> Block | None:
-        """The `size` known tokens right behind the sequence's cached prefix; None if there are not as many."""
+    def _next_page(self, seq: Sequence, node: Any, length: int) -> Page | None:
+        """The page of known tokens right behind the sequence's cached prefix; None if there is none."""
+        size = self.pool.page_size
         if node is None or self.tree.is_disabled or seq.needed_from() - length < size:
             return None
         return node.id, seq.tokens[length : length + size].tobytes()
 
-    def _led_by(self, seq: Sequence) -> Block | None:
-        """What others wait for while this sequence computes it.
+    def _led_by(self, seq: Sequence) -> Page | None:
+        """What others wait for while this sequence computes it, however little: it costs them one small step.
 
         Once its first chunk is in the tree, whoever matches exactly that far shares what it does, and waits for the
-        rest of it too, however little.
+        rest of it too.
         """
-        size = self.pool.page_size if seq.cached_len > seq.admitted_len else SHARED_TOKENS
-        return self._next_block(seq, seq.node, seq.cached_len, size)
-
-    def _is_led(self, seq: Sequence, leaders: set[Block | None]) -> bool:
-        sizes = (SHARED_TOKENS, self.pool.page_size)
-        blocks = {self._next_block(seq, seq.match_node, seq.match_len, size) for size in sizes} - {None}
-        return not leaders.isdisjoint(blocks)
+        return self._next_page(seq, seq.node, seq.cached_len)
 
     def _has_room(self, seq: Sequence, promised: int) -> bool:
         """Whether the sequence fits beside what the running ones are expected to need."""
@@ -472,9 +540,8 @@ class Scheduler:
     def _launch(self, plan: Plan) -> Flight | None:
         if not plan:
             return None
-        chunks = [num_tokens for _, num_tokens in plan if num_tokens > 1]
-        plan, shared = (plan, []) if chunks else self._grouped(plan)
-        entries = [self._entry(seq, num_tokens) for seq, num_tokens in plan]
+        entries, shared = self._entries(plan)
+        chunks = [entry.row.num_tokens for entry in entries if entry.row.num_tokens > 1]
         batch = Batch([entry.row for entry in entries], step=self.stats.batches + 1, shared=shared)
         launched_at = self._clock()
         try:
@@ -486,15 +553,18 @@ class Scheduler:
         self.stats.batches = self.kv.launched = batch.step
         return Flight(batch.step, launched, entries, launched_at, len(plan) - len(chunks), sum(chunks))
 
-    def _grouped(self, plan: Plan) -> tuple[Plan, list[SharedPrefix]]:
-        """A plan of decodes in an order in which those that share a prefix lie together, and these groups."""
-        order, groups = self.groups.of([seq for seq, _ in plan])
-        return ([plan[i] for i in order], groups) if groups else (plan, [])
+    def _entries(self, plan: Plan) -> tuple[list[Entry], list[SharedPrefix]]:
+        """The plan's rows; where all decode, in an order in which those that share a prefix lie together."""
+        groups: list[SharedPrefix] = []
+        if all(num_tokens == 1 and draft is None for _, num_tokens, draft in plan):
+            order, groups = self.groups.of([seq for seq, _, _ in plan])
+            plan = [plan[i] for i in order] if groups else plan
+        return [self._entry(seq, num_tokens, draft) for seq, num_tokens, draft in plan], groups
 
-    def _entry(self, seq: Sequence, num_tokens: int) -> Entry:
+    def _entry(self, seq: Sequence, num_tokens: int, draft: Draft | None) -> Entry:
         """The sequence's row; the sequence is as if it had been computed."""
         run, start, table_len = seq.run, seq.kv_len, seq.table_len
-        end = start + num_tokens
+        end = start + num_tokens  # of what is known
         is_fed_back = run is not None and run.num_pending > 0
         is_extend = run is None or start < run.begin or num_tokens > 1
         scored, score = self._scores(seq, start, end)
@@ -510,18 +580,31 @@ class Scheduler:
             score_top=scored.top if scored else 0,
         )
         if run is not None and end >= len(seq.tokens):
-            row.params, row.run_begin, row.matcher = run.params, run.begin, run.matcher
-            row.run_idx = len(seq.tokens) - run.begin + run.num_pending
-            row.is_run_start = run.is_fresh
-            if row.run_idx < run.params.min_tokens:
-                row.ban_ids = run.rules.ban_ids
-            run.is_fresh = False
-            run.num_pending += 1
+            self._ask_for_draws(row, run, draft)
         if is_extend:
             self._note_launch(seq)
-        seq.table_len, seq.kv_len = len(seq.slots), end
+        seq.table_len, seq.kv_len = len(seq.slots), start + row.num_tokens
         seq.num_in_flight += 1
-        return Entry(seq, row, seq.epoch, is_extend, scored, table_len)
+        return Entry(seq, row, seq.epoch, is_extend, scored, table_len, draft)
+
+    def _ask_for_draws(self, row: Row, run: SampledRun, draft: Draft | None) -> None:
+        """Fill in the row's part about drawing; the run counts the draws as pending."""
+        row.params, row.run_begin = run.params, run.begin
+        row.run_idx = len(row.history) - run.begin + run.num_pending
+        row.is_run_start = run.is_fresh
+        if row.run_idx < run.params.min_tokens:
+            row.ban_ids = run.rules.ban_ids
+        if draft is not None:
+            row.draft = draft.ids
+            row.num_tokens += len(draft.ids)
+        constraint = row.matcher = run.constraint
+        if constraint is not None and self.runner.has_device_grammars and constraint.tables is not None:
+            if not constraint.is_narrowed(run.num_pending):
+                row.tables = constraint.tables
+                state = -1 if run.num_pending else constraint.matcher.state
+                row.states = draft.states if draft is not None else (state,)
+        run.is_fresh = False
+        run.num_pending += 1 + len(row.draft)
 
     def _scores(self, seq: Sequence, start: int, end: int) -> tuple[ForcedRun | None, range]:
         for forced in seq.forced:
@@ -545,7 +628,7 @@ class Scheduler:
             seq.num_in_flight -= 1
             seq.kv_len, seq.table_len = row.start, entry.table_len
             if row.params is not None and seq.run is not None:
-                seq.run.num_pending -= 1
+                seq.run.num_pending -= 1 + len(row.draft)
                 seq.run.is_fresh = row.is_run_start
 
     def _undo(self, entries: list[Entry]) -> None:
@@ -607,7 +690,7 @@ class Scheduler:
 
     def _settle_row(self, entry: Entry, result: RowResult) -> None:
         seq, row = entry.seq, entry.row
-        end = row.start + row.num_tokens
+        end = row.start + row.num_tokens - len(row.draft)
         if not result.is_finite or (row.params is not None and result.token < 0):
             self.stats.numerical_errors += 1
             error = NumericalError(position=end - 1, step=self.stats.steps, dtype=self._dtype)
@@ -624,7 +707,7 @@ class Scheduler:
             self.kv.insert(seq)
         while seq.forced and seq.forced[0].end <= seq.settled_len:
             self._updates.append(segment_runs.end_forced(seq, self._clock()))
-        ending = self._take_token(seq, result) if row.params is not None else None
+        ending = self._take_tokens(entry, result) if row.params is not None else None
         if seq.state is not SeqState.RUNNING:
             return
         if ending is not None:
@@ -635,26 +718,41 @@ class Scheduler:
             self._open_children(seq)
 
     def _count_extend(self, seq: Sequence, row: Row) -> None:
-        seq.prefill_computed += row.num_tokens
-        seq.computed_for_run += row.num_tokens
-        seq.credited_len = max(seq.credited_len, row.start + row.num_tokens)
-        self.stats.prefill_computed += row.num_tokens
-        self._prefilled += row.num_tokens
+        num_tokens = row.num_tokens - len(row.draft)
+        seq.prefill_computed += num_tokens
+        seq.computed_for_run += num_tokens
+        seq.credited_len = max(seq.credited_len, row.start + num_tokens)
+        self.stats.prefill_computed += num_tokens
+        self._prefilled += num_tokens
 
-    def _take_token(self, seq: Sequence, result: RowResult) -> Ending | None:
-        run = seq.run
+    def _take_tokens(self, entry: Entry, result: RowResult) -> Ending | None:
+        """Take what was drawn, of a draft as far as it was met; the run's end, if this was it."""
+        seq, row, run = entry.seq, entry.row, entry.seq.run
         assert run is not None
-        run.num_pending -= 1
+        run.num_pending -= 1 + len(row.draft)
         if run.first_at is None:
             run.first_at = self._clock()
-        self.stats.decode_tokens += 1
-        self._decoded += 1
-        try:
-            ending = segment_runs.take_token(run, seq.tokens, result)
-        except Refused:
-            reason = f"token {result.token} was drawn though the grammar does not allow it"
-            self._fail(seq, GrammarError(kind="grammar", path=f"token {seq.num_drawn}", reason=reason))
-            return None
+        ending, num_taken = None, 0
+        for token in counted(row, result, run.constraint):
+            try:
+                ending = segment_runs.take_token(run, seq.tokens, token, result)
+            except Refused:
+                reason = f"token {token} was drawn though the grammar does not allow it"
+                self._fail(seq, GrammarError(kind="grammar", path=f"token {seq.num_drawn}", reason=reason))
+                return None
+            num_taken += 1
+            if ending is not None:
+                break
+        self.stats.decode_tokens += num_taken
+        self._decoded += num_taken
+        if entry.draft is not None:
+            assert run.constraint is not None
+            self.jump.settled(run.constraint, entry.draft, num_taken)
+            # what was computed behind the last token that counts is as if it had not been: its slots are granted ahead
+            seq.settled_len += num_taken - 1
+            seq.kv_len = seq.settled_len
+        if ending is None:
+            ending = self.jump.spell(run, seq.tokens)
         if ending is None and run.stream:
             update = segment_runs.news_of(seq, run)
             if update is not None:
@@ -681,10 +779,16 @@ class Scheduler:
     def _begin(self, seq: Sequence) -> bool:
         """Begin the segments that can be computed together; False if that failed and the sequence has ended."""
         try:
-            segment_runs.begin_segments(seq, self.bounds)
+            is_compiling = segment_runs.begin_segments(seq, self.bounds, self.jump)
         except Exception as error:  # a grammar's compiler or matcher may raise anything
             self._fail(seq, error, segment=seq.queue[0].number)
             return False
+        if is_compiling:
+            self.compiling[seq.id] = seq
+        else:
+            self.compiling.pop(seq.id, None)
+        if seq.run is not None and seq.run.constraint is not None and seq.run.constraint.pending is not None:
+            self.standing_in[seq.id] = seq
         return True
 
     def _end_for_free(self, seq: Sequence) -> bool:
@@ -760,6 +864,8 @@ class Scheduler:
         self.kv.unpark(seq)
         self.running.pop(seq.id, None)
         self.waiting.pop(seq.id, None)
+        self.compiling.pop(seq.id, None)
+        self.standing_in.pop(seq.id, None)
         self.seqs.pop(seq.id, None)
         if seq.state is SeqState.UNOPENED and seq.parent in self.seqs:
             siblings = self.seqs[seq.parent].waiting_children
@@ -846,6 +952,9 @@ class Scheduler:
                 "overruns": stats.overruns,
                 "numerical_errors": stats.numerical_errors,
                 "leaks.repaired": stats.leaks_repaired,
+                "jump.proposed": self.jump.proposed,
+                "jump.accepted": self.jump.accepted,
+                "jump.steps_saved": self.jump.steps_saved,
                 "budget": num_decodes + self._most_extended(num_decodes),
                 "tree.nodes": len(tree),
             },

@@ -120,15 +120,24 @@ class Sequences:
         branch.lead = b""
         self.post(branch, behind)
 
-    def helper(self, branch: Branch, slot: Slot, segment: Segment, take: Take, after: int | None = None) -> None:
-        """A further sequence with one segment, for one slot: empty before it, or forked `after` so many segments."""
-        parent = branch.seq if after is not None and branch.seq >= 0 else None
+    def helper(
+        self,
+        branch: Branch,
+        slot: Slot,
+        segments: Sequence[Segment],
+        take: Take,
+        *,
+        parent: int | None = None,
+        after: int = 0,
+    ) -> int:
+        """A further sequence for one slot, which ends with its segments: empty before, or forked `after` so many."""
         seq = next(self._numbers)
         slot.helpers.append(seq)
         self.routes[seq] = (branch, take)
-        self._send(Open(seq=seq, parent=parent, after=after if parent is not None and after else 0))
-        self._send(Extend(seq=seq, first=0, segments=[segment]))
+        self._send(Open(seq=seq, parent=parent, after=after))
+        self._send(Extend(seq=seq, first=0, segments=list(segments)))
         self._send(CloseSeq(seq=seq))
+        return seq
 
     def release(self, slot: Slot) -> None:
         for seq in slot.helpers:

@@ -205,10 +205,12 @@ class SelectSlot:
         return self.node.slot
 
     def take(self, i: int, is_unconditional: bool, update: Update) -> None:
-        """Add the scores of choice i."""
-        scores = update.scores or TokenScores()
+        """Add the scores of choice i; news without scores are of what stands before all choices."""
+        scores = update.scores
         self.prefill_cached += update.prefill_cached
         self.prefill_computed += update.prefill_computed
+        if scores is None:
+            return
         self.e2e_s = max(self.e2e_s, update.e2e_s)
         if is_unconditional:
             assert self.unconditional is not None

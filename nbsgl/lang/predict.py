@@ -14,7 +14,6 @@ from nbsgl.protocol import CacheProbe, ModelInfo, Prompt, unpack_ids
 if TYPE_CHECKING:
     from nbsgl.protocol import Backend
 
-WORTH_WAITING = 32  # of two prompts at the same time, one waits for the other if it shares that many tokens
 Pieces = tuple[tuple[str, bool], ...]
 History = int | None  # the last sampled node before a run; None: it begins its sequence
 
@@ -39,7 +38,6 @@ class ForcedRun:
     node: int
     history: History
     texts: tuple[Pieces, ...] | None
-    wave: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,25 +77,18 @@ def predict(
 
 
 def _counted(runs: list[ForcedRun], found: list[tuple[ForcedRun, list[int], int]]) -> Prediction:
-    seen: dict[History, list[tuple[ForcedRun, list[int]]]] = {}
+    seen: dict[History, list[list[int]]] = {}
     heads = _lengths(found)
     cached = computed = 0
     for run, ids, in_tree in found:
         before = seen.setdefault(run.history, [])
-        known = max([in_tree, *(_shared(run, ids, in_tree, *other) for other in before)])
+        known = max([in_tree, *(_common(ids, other) for other in before)])
         known = min(known, max(0, heads[run.node] - 1))  # the last one is computed, for what follows it
-        before.append((run, ids))
+        before.append(ids)
         computed += len(ids) - known
         cached += known
     unknown = sum(run.texts is None for run in runs)
     return Prediction(cached, computed, unknown, heads)
-
-
-def _shared(run: ForcedRun, ids: list[int], in_tree: int, other: ForcedRun, theirs: list[int]) -> int:
-    """How many tokens are there when another prompt has come before."""
-    common = _common(ids, theirs)
-    is_there = other.node == run.node or other.wave < run.wave
-    return common if is_there or common - in_tree >= WORTH_WAITING else 0
 
 
 def _lengths(found: list[tuple[ForcedRun, list[int], int]]) -> dict[int, int]:
@@ -139,9 +130,9 @@ def forced_runs(graph: ProgramGraph, info: ModelInfo, arguments: Mapping[str, An
 def _sample(node: GraphNode, line: Line, found: list[ForcedRun]) -> Line:
     if isinstance(node.expr, SelectExpr):
         texts = None if line.run is None else tuple((*line.run, (text, False)) for text in node.expr.choices)
-        found.append(ForcedRun(node.id, line.history, texts, node.wave or 0))
+        found.append(ForcedRun(node.id, line.history, texts))
         return replace(line, run=None)  # the winner is part of the run
-    found.append(ForcedRun(node.id, line.history, None if line.run is None else (line.run,), node.wave or 0))
+    found.append(ForcedRun(node.id, line.history, None if line.run is None else (line.run,)))
     return replace(line, run=(), history=node.id)
 
 

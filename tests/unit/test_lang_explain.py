@@ -9,10 +9,9 @@ from xml.etree import ElementTree
 import pytest
 
 import nbsgl as sgl
-from nbsgl.engine.scheduler import SHARED_TOKENS
 from nbsgl.errors import ProgramError
 from nbsgl.lang.default import default
-from nbsgl.lang.predict import WORTH_WAITING, Prediction
+from nbsgl.lang.predict import Prediction
 from nbsgl.protocol import CacheProbe, Gen, Peek, Prompt, pack_ids
 from tests.unit import programs
 from tests.unit.fakes import FakeBackend
@@ -61,10 +60,6 @@ def tea(s):
 
 def facts(shown, word):
     return next(fact for fact in shown.facts() if word in fact)
-
-
-def test_the_prediction_knows_when_prompts_wait_for_each_other() -> None:
-    assert WORTH_WAITING == SHARED_TOKENS
 
 
 # ---- before a run ----------------------------------------------------------------------------------------------------
