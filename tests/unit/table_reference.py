@@ -39,6 +39,7 @@ class Dense:
 
     def __init__(self, dfa: Any, tokens: list[bytes | None], eos_ids: tuple[int, ...]) -> None:
         self.dfa, self.tokens, self.eos_ids = dfa, tokens, eos_ids
+        self.next, self.byte_class = dfa.next.tolist(), dfa.byte_class.tolist()
         self.states = range(1, len(dfa.accepting))
         self.all_edges = {state: self._edges(state) for state in self.states}
         self.dist = self._distances()
@@ -48,7 +49,7 @@ class Dense:
         for token, data in enumerate(self.tokens):
             place = state if data else 0
             for byte in data or b"":
-                place = int(self.dfa.next[place, self.dfa.byte_class[byte]])
+                place = self.next[place][self.byte_class[byte]]
             if place:
                 found[token] = place
         return found

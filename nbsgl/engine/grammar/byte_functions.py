@@ -46,7 +46,9 @@ class ByteFunctions:
         found = self.behind.take(keys)
         if len(found) and found.min() < 0:
             missing = np.flatnonzero(found < 0)
-            self._compose(np.unique(keys[missing]))
+            wanted = np.zeros(len(self.behind), np.bool_)
+            wanted[keys[missing]] = True
+            self._compose(np.flatnonzero(wanted))
             found[missing] = self.behind.take(keys[missing])
         return found
 

@@ -62,7 +62,7 @@ class CompiledFsm:
         tables = self.tables
         behind = tables.next[state]
         near = (behind != DEAD) & (tables.dist[behind] < limit)
-        return expand(near.astype(np.uint8)[None], tables.class_of)[0]
+        return expand(near[None], tables.class_of)[0]
 
 
 class FsmMatcher:

@@ -109,56 +109,51 @@ def build_tables(dfa: ByteDfa, vocab: TokenVocab, max_bytes: int = MAX_BYTES) ->
     """The tables of an automaton for a vocabulary; `Unsatisfiable`, or `TooLarge` if they take more than `max_bytes`.
 
     States from which no tokens lead to the end, and states no tokens lead to, are left out: whatever is allowed can be
-    ended.  O(nodes of the vocabulary's tree + functions x states + rows x V).
+    ended.  O(nodes of the vocabulary's tree + functions x states + states^2 bytes + rows x V).
     """
-    try:
-        functions, function_of = token_functions(dfa, vocab.trie, _FUNCTIONS * max_bytes)
-    except TooManyFunctions as error:
-        raise TooLarge(f"{error} ({max_bytes:,} bytes of tables)") from None
-    edges = _edges(functions)
-    dist = _distances(edges, dfa.accepting)
-    if dist[1] == FAR + 1:
+    functions, function_of = _functions(dfa, vocab, max_bytes)
+    dist = _distances(functions, dfa.accepting)
+    if dist[1] > FAR:
         raise Unsatisfiable("no tokens of the vocabulary spell a text of the language")
-    alive = dist <= FAR
-    others = _reachable(edges & alive[:, None])
+    others = _reachable(functions, alive=dist <= FAR)
     others[:2] = False
-    byte_state = np.array([-1, -1, 1, *np.flatnonzero(others)], np.int32)
-    number = np.zeros(len(dist), np.uint16)
-    number[byte_state[START:]] = np.arange(START, len(byte_state))
-    columns = number[functions[:, byte_state[START:]]]
-    kept, class_of_function = _distinct(columns, first=np.zeros(len(byte_state) - START, np.uint16))
-    accepting = np.concatenate([[False, True], dfa.accepting[byte_state[START:]]])
-    nexts = _with_eos(kept, accepting, bool(vocab.eos_ids))
+    kept = np.concatenate([[1], np.flatnonzero(others)])  # START, then the rest
+    columns, class_of_function = _columns(functions, kept)
+    accepting = np.concatenate([[False, True], dfa.accepting[kept]])
+    nexts = _with_eos(columns, accepting, bool(vocab.eos_ids))
+    masks, row_of = _distinct(np.packbits(nexts != DEAD, axis=1))
+    _check_size(nexts, len(masks), len(vocab), max_bytes)
     class_of = class_of_function.take(function_of).astype(np.uint16)
     class_of[list(vocab.eos_ids)] = nexts.shape[1] - 1
-    masks, row_of = _distinct(np.packbits(nexts != DEAD, axis=1))
-    words = -(-len(vocab) // 32)
-    _check_size(nexts, len(masks) * words * 4 + class_of.nbytes, max_bytes)
     return TokenTables(
         class_of=class_of,
         next=nexts,
         row_of=row_of.astype(np.uint16),
-        rows=expand(np.unpackbits(masks, axis=1, count=nexts.shape[1]), class_of),
-        dist=np.concatenate([[FAR, 0], np.minimum(dist[byte_state[START:]], FAR)]).astype(np.uint16),
+        rows=expand(np.unpackbits(masks, axis=1, count=nexts.shape[1]).view(np.bool_), class_of),
+        dist=np.concatenate([[FAR, 0], dist[kept]]).astype(np.uint16),
         accepting=accepting,
-        byte_state=byte_state,
+        byte_state=np.concatenate([[-1, -1], kept]).astype(np.int32),
         dfa=dfa,
     )
 
 
-def _edges(functions: NDArray[np.uint16]) -> NDArray[np.bool_]:
-    """bool `[S, S]`: at (to, from), whether some token leads so; nothing leads to DEAD."""
+def _functions(dfa: ByteDfa, vocab: TokenVocab, max_bytes: int) -> tuple[NDArray[np.uint16], Ints]:
+    if len(dfa.accepting) >= FAR:
+        raise TooLarge(f"{len(dfa.accepting):,} states; the limit is {FAR:,}")
+    try:
+        return token_functions(dfa, vocab.trie, _FUNCTIONS * max_bytes)
+    except TooManyFunctions as error:
+        raise TooLarge(f"{error}, for tables of at most {max_bytes:,} bytes") from None
+
+
+def _distances(functions: NDArray[np.uint16], accepting: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Fewest tokens to an accepting state, FAR + 1 where none leads there.  O(S^2) bytes."""
     size = functions.shape[1]
-    edges = np.zeros((size, size), np.bool_)
     flat = functions.reshape(-1)
     leading = np.flatnonzero(flat)
+    edges = np.zeros((size, size), np.bool_)  # at (to, from): whether some token leads so; nothing leads to DEAD
     edges[flat[leading], leading % size] = True
-    return edges
-
-
-def _distances(edges: NDArray[np.bool_], accepting: NDArray[np.bool_]) -> NDArray[np.int32]:
-    """Fewest tokens to an accepting state, FAR + 1 where none leads there.  O(S^2) bytes."""
-    dist = np.full(len(edges), FAR + 1, np.int32)
+    dist = np.full(size, FAR + 1, np.int32)
     frontier, steps = np.flatnonzero(accepting), 0
     while len(frontier):
         dist[frontier] = steps
@@ -167,16 +162,24 @@ def _distances(edges: NDArray[np.bool_], accepting: NDArray[np.bool_]) -> NDArra
     return dist
 
 
-def _reachable(edges: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Which byte states some tokens lead to from the start (the start itself included)."""
-    onward = np.ascontiguousarray(edges.T)
-    reached = np.zeros(len(edges), np.bool_)
+def _reachable(functions: NDArray[np.uint16], alive: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which states some tokens lead to from the start, through states alive; the start itself included."""
+    reached = np.zeros(functions.shape[1], np.bool_)
     reached[1] = True
     frontier = np.array([1], np.intp)
     while len(frontier):
-        frontier = np.flatnonzero(onward[frontier].any(0) & ~reached)
+        behind = np.zeros_like(reached)
+        behind[functions.take(frontier, axis=1)] = True
+        frontier = np.flatnonzero(behind & alive & ~reached)
         reached[frontier] = True
     return reached
+
+
+def _columns(functions: NDArray[np.uint16], kept: Ints) -> tuple[NDArray[np.uint16], Ints]:
+    """The functions between the states kept, numbered anew, without doubles, DEAD's first; and each function's own."""
+    number = np.zeros(functions.shape[1], np.uint16)
+    number[kept] = np.arange(START, START + len(kept))
+    return _distinct(number[functions[:, kept]], first=np.zeros(len(kept), np.uint16))
 
 
 def _distinct(lines: NDArray[Any], first: NDArray[Any] | None = None) -> tuple[NDArray[Any], Ints]:
@@ -196,10 +199,11 @@ def _with_eos(columns: NDArray[np.uint16], accepting: NDArray[np.bool_], has_eos
     return nexts
 
 
-def _check_size(nexts: NDArray[np.uint16], others: int, max_bytes: int) -> None:
-    if nexts.nbytes + others > max_bytes:
-        states, classes = nexts.shape
+def _check_size(nexts: NDArray[np.uint16], rows: int, vocab: int, max_bytes: int) -> None:
+    states, classes = nexts.shape
+    size = nexts.nbytes + rows * -(-vocab // 32) * 4 + 2 * vocab + 9 * states
+    if size > max_bytes or classes > FAR:
         raise TooLarge(
-            f"{nexts.nbytes + others:,} bytes of tables ({states:,} states, {classes:,} classes of tokens); "
+            f"{size:,} bytes of tables ({states:,} states, {classes:,} classes of tokens, {rows:,} rows); "
             f"the limit is {max_bytes:,}"
         )
