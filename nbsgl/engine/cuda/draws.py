@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import Enum, auto
 
 import numpy as np
 
@@ -14,6 +15,14 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_A, _MIX_B = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
+class Draws(Enum):
+    """What the draws of a step ask for."""
+
+    PLAIN = auto()  # logits, temperatures and seeds: a graph may end with the draw
+    MASKED = auto()  # the same, under grammars in tables
+    OTHER = auto()  # the sampler
+
+
 class DrawTable:
     """`temperatures` float32 `[max_running]`, 0 for greedy; seeds and whether a row is plain, as last seen."""
 
@@ -23,15 +32,19 @@ class DrawTable:
         self._params: list[SamplingParams | None] = [None] * max_running
         self._is_plain = [True] * max_running
 
-    def note(self, drawing: Sequence[Row]) -> bool:
-        """Take in the rows' parameters where they are new; whether all rows draw by temperature alone."""
-        is_plain = True
+    def note(self, drawing: Sequence[Row]) -> Draws:
+        """Take in the rows' parameters where they are new; what is to be done for all of them."""
+        is_plain, has_tables = True, False
         for row in drawing:
             place = row.row
             if self._params[place] is not row.params:
                 self._set(place, row)
-            is_plain = is_plain and self._is_plain[place] and row.matcher is None and not row.ban_ids
-        return is_plain
+            has_tables = has_tables or row.tables is not None
+            has_matcher = row.matcher is not None and row.tables is None
+            is_plain = is_plain and self._is_plain[place] and not has_matcher and not row.ban_ids
+        if not is_plain:
+            return Draws.OTHER
+        return Draws.MASKED if has_tables else Draws.PLAIN
 
     def _set(self, place: int, row: Row) -> None:
         params = row.params

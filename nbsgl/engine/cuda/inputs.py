@@ -1,8 +1,9 @@
 """One step's small numbers: from the rows of a batch to one int32 block, copied to the device at once.
 
-The block holds four columns over tokens, then six over *wanted* tokens (those whose logits are computed: the drawing
-rows' last tokens first, then scored positions).  Its place on the device is the same each step, so that graphs can
-read it; copies and steps are queued on one stream, so a step never sees the next one's numbers.
+The block holds four columns over tokens, then six over *wanted* tokens (those whose logits are computed: where tokens
+are drawn first, then scored positions), and two more where draws are masked by grammars in tables.  Its place on the
+device is the same each step, so that graphs can read it; copies and steps are queued on one stream, so a step never
+sees the next one's numbers.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from nbsgl.engine.attention.paged import ExtendSpan
 from nbsgl.engine.batch import Row
 from nbsgl.engine.cuda.dense import DenseGroup, can_be_dense, groups_of
 from nbsgl.engine.cuda.draws import DrawTable
+from nbsgl.engine.drafts import lines_of
 
 TOKEN_COLS = 4  # token id (-1: the row's last drawn), page-table row, position, position + 1
 WANTED_COLS = 6  # index of the token, page-table row, 1 if drawn, temperature (float32 bits), two keys
+MASK_COLS = 2  # where the grammar begins in the arena or -1, its state or -1
 FED_BACK = -1
 NUM_STAGES = 4  # pinned blocks in turn: at most two steps are in flight
 
@@ -31,8 +34,8 @@ class StepTokens:
     """The flat tokens of a step.  int32 arrays `[num_tokens]`; singles first, then extends (see `attention.paged`),
     then those that are attended without the cache.
 
-    `drawing` and `scoring` are the rows that do; `wanted` the flat indices of the tokens whose logits are wanted: the
-    last of each drawing row, then the scored ones.
+    `drawing` is the row of each draw (of a draft: a row again and again), `scoring` the rows that score; `wanted` the
+    flat indices of the tokens whose logits are wanted: of each draw, then the scored ones.
     """
 
     tokens: np.ndarray
@@ -52,6 +55,12 @@ class StepTokens:
     @property
     def num_wanted(self) -> int:
         return len(self.wanted)
+
+    def lines(self, rows: Sequence[Row]) -> list[Row]:
+        """A row without a draft for each draw; `rows` are those that were laid out."""
+        if self.num_tokens == len(rows):
+            return [rows[i] for i in self.drawing]
+        return [line for i in dict.fromkeys(self.drawing) for line in lines_of(rows[i])]
 
 
 class Singles(Enum):
@@ -84,8 +93,9 @@ def lay_out(
     for i in (*order, *longer, *dense):
         row, end = rows[i], at + rows[i].num_tokens
         begins[i] = at
-        known = row.history[row.start : row.start + row.num_tokens]
-        tokens[at:end] = FED_BACK if row.is_fed_back else known
+        drafted = end - len(row.draft)
+        tokens[at:drafted] = FED_BACK if row.is_fed_back else row.history[row.start : row.start + drafted - at]
+        tokens[drafted:end] = row.draft
         table_rows[at:end] = row.row
         positions[at:end] = np.arange(row.start, row.start + row.num_tokens)
         at = end
@@ -132,10 +142,14 @@ def _lay_out_singles(rows: Sequence[Row], longest_first: bool) -> StepTokens:
 
 
 def _wanted(rows: Sequence[Row], begins: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
-    """Which rows draw, which score, and the flat indices of the tokens whose logits they want."""
-    drawing = [i for i, row in enumerate(rows) if row.params is not None]
+    """Each draw's row, which rows score, and the flat indices of the tokens whose logits they want."""
+    drawing, wanted = [], []
+    for i, row in enumerate(rows):
+        if row.params is not None:
+            end = begins[i] + row.num_tokens
+            wanted.extend(range(end - 1 - len(row.draft), end))
+            drawing += [i] * (1 + len(row.draft))
     scoring = [i for i, row in enumerate(rows) if len(row.score)]
-    wanted = [begins[i] + rows[i].num_tokens - 1 for i in drawing]
     for i in scoring:
         first = begins[i] + rows[i].score.start - rows[i].start
         wanted.extend(range(first, first + len(rows[i].score)))
@@ -146,8 +160,9 @@ def _wanted(rows: Sequence[Row], begins: Sequence[int]) -> tuple[list[int], list
 class DeviceInputs:
     """Views of the block on the device, int32 but `temperatures` (float32); the first four `[num_tokens]`.
 
-    `index`, `wanted_rows`, `flags`, `temperatures` `[num_wanted]`, `keys` `[num_wanted, 2]`.  The columns of rows and
-    lengths on the host stay as they are until NUM_STAGES - 1 more steps are sent.
+    `index`, `wanted_rows`, `flags`, `temperatures` `[num_wanted]`, `keys` `[num_wanted, 2]`; `masks` `[2, num_wanted]`,
+    if any draw is masked: where the grammar begins or -1, its state or -1.  The columns of rows and lengths on the host
+    stay as they are until NUM_STAGES - 1 more steps are sent.
     """
 
     tokens: Tensor
@@ -159,6 +174,7 @@ class DeviceInputs:
     flags: Tensor
     temperatures: Tensor
     keys: Tensor
+    masks: Tensor | None
     rows_on_host: np.ndarray
     kv_lens_on_host: np.ndarray
 
@@ -167,7 +183,7 @@ class InputBlock:
     """The block on the device with its pinned counterparts, for steps of at most `max_tokens` and `max_wanted`."""
 
     def __init__(self, max_tokens: int, max_wanted: int, padding_row: int, device: torch.device) -> None:
-        size = TOKEN_COLS * max_tokens + WANTED_COLS * max_wanted
+        size = TOKEN_COLS * max_tokens + (WANTED_COLS + MASK_COLS) * max_wanted
         self.max_tokens, self.max_wanted, self.padding_row = max_tokens, max_wanted, padding_row
         is_cuda = device.type == "cuda"
         self._stages = [torch.zeros(size, dtype=torch.int32, pin_memory=is_cuda) for _ in range(NUM_STAGES)]
@@ -176,33 +192,45 @@ class InputBlock:
         self._block = torch.zeros(size, dtype=torch.int32, device=device)
 
     def send(
-        self, step: StepTokens, batch_rows: Sequence[Row], draws: DrawTable, num_tokens: int, num_wanted: int
+        self,
+        step: StepTokens,
+        lines: Sequence[Row],
+        draws: DrawTable,
+        num_tokens: int,
+        num_wanted: int,
+        masks: np.ndarray | None = None,
     ) -> DeviceInputs:
-        """Queue the copy of a step's numbers, padded to `num_tokens` tokens and `num_wanted` wanted ones."""
-        columns, wanted = self._stage(num_tokens, num_wanted)
+        """Queue the copy of a step's numbers, padded to `num_tokens` tokens and `num_wanted` wanted ones.
+
+        `lines` are those of the step; `masks` int32 `[2, lines]`, `DeviceGrammars.columns` of them.
+        """
+        columns, wanted = self._stage(num_tokens, num_wanted, WANTED_COLS + MASK_COLS * (masks is not None))
         self._fill_tokens(columns, step)
-        self._fill_wanted(wanted, num_wanted, step, batch_rows, draws)
-        return self._copy(columns, num_wanted)
+        self._fill_wanted(wanted, num_wanted, step, lines, draws)
+        if masks is not None:
+            padded = wanted[WANTED_COLS * num_wanted :].reshape(MASK_COLS, num_wanted)
+            padded[:, : len(lines)], padded[:, len(lines) :] = masks, -1
+        return self._copy(columns, wanted, num_wanted)
 
     def send_padding(self, num_tokens: int, num_wanted: int) -> DeviceInputs:
         """Queue a step of padding only: it computes nothing that anyone reads."""
-        columns, wanted = self._stage(num_tokens, num_wanted)
+        columns, wanted = self._stage(num_tokens, num_wanted, WANTED_COLS)
         columns[0], columns[1], columns[2], columns[3] = 0, self.padding_row, 0, 1
         wanted[:] = 0
         wanted[num_wanted : 2 * num_wanted] = self.padding_row
-        return self._copy(columns, num_wanted)
+        return self._copy(columns, wanted, num_wanted)
 
-    def _stage(self, num_tokens: int, num_wanted: int) -> tuple[np.ndarray, np.ndarray]:
+    def _stage(self, num_tokens: int, num_wanted: int, wanted_cols: int) -> tuple[np.ndarray, np.ndarray]:
         """The next pinned block's columns over tokens, and what lies behind them."""
-        split, size = TOKEN_COLS * num_tokens, TOKEN_COLS * num_tokens + WANTED_COLS * num_wanted
+        split, size = TOKEN_COLS * num_tokens, TOKEN_COLS * num_tokens + wanted_cols * num_wanted
         self._next = (self._next + 1) % NUM_STAGES
         host = self._arrays[self._next]
         assert size <= len(host), "a step is no larger than the block was made for"
         return host[:split].reshape(TOKEN_COLS, num_tokens), host[split:size]
 
-    def _copy(self, columns: np.ndarray, num_wanted: int) -> DeviceInputs:
-        num_tokens = columns.shape[1]
-        split, end = TOKEN_COLS * num_tokens, TOKEN_COLS * num_tokens + WANTED_COLS * num_wanted
+    def _copy(self, columns: np.ndarray, wanted: np.ndarray, num_wanted: int) -> DeviceInputs:
+        num_tokens, split = columns.shape[1], columns.size
+        end, keys_end = split + wanted.size, split + WANTED_COLS * num_wanted
         self._block[:end].copy_(self._stages[self._next][:end], non_blocking=True)
         by_token = self._block[:split].view(TOKEN_COLS, num_tokens)
         by_wanted = self._block[split : split + 4 * num_wanted].view(4, num_wanted)
@@ -212,7 +240,8 @@ class InputBlock:
             wanted_rows=by_wanted[1],
             flags=by_wanted[2],
             temperatures=by_wanted[3].view(torch.float32),
-            keys=self._block[split + 4 * num_wanted : end].view(num_wanted, 2),
+            keys=self._block[split + 4 * num_wanted : keys_end].view(num_wanted, 2),
+            masks=self._block[keys_end:end].view(MASK_COLS, num_wanted) if end > keys_end else None,
             rows_on_host=columns[1],
             kv_lens_on_host=columns[3],
         )
@@ -224,10 +253,10 @@ class InputBlock:
         np.add(columns[2], 1, out=columns[3])
 
     def _fill_wanted(
-        self, block: np.ndarray, num_wanted: int, step: StepTokens, batch_rows: Sequence[Row], draws: DrawTable
+        self, block: np.ndarray, num_wanted: int, step: StepTokens, lines: Sequence[Row], draws: DrawTable
     ) -> None:
         columns = block[: 4 * num_wanted].reshape(4, num_wanted)
-        keys = block[4 * num_wanted :].reshape(num_wanted, 2)
+        keys = block[4 * num_wanted : WANTED_COLS * num_wanted].reshape(num_wanted, 2)
         index = step.wanted
         num_drawn = len(step.drawing)
         columns[0, : len(index)] = index
@@ -236,9 +265,8 @@ class InputBlock:
         columns[1, num_drawn:] = self.padding_row
         keys[num_drawn:] = 0
         if num_drawn:
-            drawing = [batch_rows[i] for i in step.drawing]
-            places = np.fromiter((row.row for row in drawing), np.int32, num_drawn)
+            places = np.fromiter((line.row for line in lines), np.int32, num_drawn)
             columns[1, :num_drawn] = places
             columns[2, :num_drawn] = 1
             columns[3, :num_drawn] = draws.temperatures[places].view(np.int32)
-            keys[:num_drawn] = draws.keys(places, np.fromiter((row.run_idx for row in drawing), np.int64, num_drawn))
+            keys[:num_drawn] = draws.keys(places, np.fromiter((line.run_idx for line in lines), np.int64, num_drawn))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from nbsgl.engine.cuda.graphs import MAX_BUCKET
+from nbsgl.engine.grammar.arena import arena_bytes
 from nbsgl.engine.kernels.fused import silu_mul
 from nbsgl.engine.models.decoder import Decoder
 
@@ -14,7 +15,7 @@ LOGIT_COPIES = 3
 
 @torch.inference_mode()
 def step_bytes(model: Decoder, *, max_tokens: int, max_running: int) -> int:
-    """Bytes that a step of `max_tokens` tokens and `max_running` draws takes: the peak of one MLP, and the logits.
+    """Bytes that a step of `max_tokens` tokens and `max_running` draws takes: the peak of one MLP, logits, grammars.
 
     Runs the widest part of a layer, and leaves its cuBLAS workspace behind, which steps will use.  An 8B at 8,192
     tokens: 0.47 GB of gate and up, 0.23 GB activated, 0.2 GB of stream and norm; the logits of 512 rows 0.9 GB.
@@ -38,4 +39,4 @@ def step_bytes(model: Decoder, *, max_tokens: int, max_running: int) -> int:
     torch.cuda.empty_cache()
     rows = max(max_running, MAX_BUCKET)
     logits = rows * model.config.vocab_size * (model.dtype.itemsize + LOGIT_COPIES * 4)
-    return peak + logits
+    return peak + logits + arena_bytes(torch.cuda.get_device_properties(device).total_memory)

@@ -14,8 +14,9 @@ from nbsgl.engine.attention.paged import Layout, PagedAttention
 from nbsgl.engine.attention.shared_prefix import worth_sharing
 from nbsgl.engine.batch import Batch, Row, SharedPrefix
 from nbsgl.engine.cuda.dense import is_there
-from nbsgl.engine.cuda.draws import DrawTable
+from nbsgl.engine.cuda.draws import Draws, DrawTable
 from nbsgl.engine.cuda.forward import Buffers, Forward, Hidden, Way
+from nbsgl.engine.cuda.grammars import DeviceGrammars
 from nbsgl.engine.cuda.graphs import (
     MAX_BUCKET,
     PIECES_STEP,
@@ -29,6 +30,7 @@ from nbsgl.engine.cuda.graphs import (
 )
 from nbsgl.engine.cuda.inputs import DeviceInputs, InputBlock, Singles, StepTokens, lay_out
 from nbsgl.engine.cuda.matmul import Matmul
+from nbsgl.engine.cuda.rounds import draw_in_rounds, joined
 from nbsgl.engine.kernels.decode_attention import DecodeScratch
 from nbsgl.engine.kernels.draw import DrawScratch, draw
 from nbsgl.engine.kv_cache import KVCache
@@ -44,10 +46,14 @@ log = logging.getLogger("nbsgl")
 # on an 8B, as long as the host takes to launch a step in pieces.
 MAX_SMALL_READS = 200_000
 MANY_ROWS = 32  # from here on attention begins with the longest, so that no long one is left alone at the end
+NOTHING = (None, None)  # of a step that draws no token
 
 
 class CudaRunner:
     """Implements `batch.Runner`.  With `use_graphs` False the host launches every kernel: the tests' slow path."""
+
+    has_device_grammars = True  # rows may come with tables, and with a state that the host does not know yet
+    takes_drafts = True
 
     def __init__(
         self,
@@ -77,7 +83,10 @@ class CudaRunner:
         self.draw_scratch = DrawScratch(self.max_drawn, self.device)
         self.block = InputBlock(self.max_tokens, self.max_tokens + self.max_drawn, cache.padding_row, self.device)
         self.draws = DrawTable(max_running)
+        self.grammars = DeviceGrammars(self.device, model.config.vocab_size, max_running, self.last_tokens)
         self.sampler = Sampler(model.config.vocab_size, self.device, self.last_tokens, invariant=deterministic)
+        if self.sampler.kernels is not None:
+            self.sampler.kernels.grammars = self.grammars
         self.forward = Forward(
             model,
             cache,
@@ -104,27 +113,37 @@ class CudaRunner:
             self.cache.write_table([(row.row, row.slots_from, row.slots) for row in batch.rows if len(row.slots)])
             shared = self._shared(batch)
             step = self._lay_out(batch.rows, keeps_order=bool(shared))
-            drawing = [batch.rows[i] for i in step.drawing]
-            is_plain = self.draws.note(drawing)
-            if self.use_graphs and not (shared or step.dense or max(step.num_tokens, step.num_wanted) > MAX_BUCKET):
-                launch = self._launch_pieces if step.extends else self._launch_graph
-                try:
-                    return launch(batch, step, drawing, is_plain)
-                except NoRoomForGraph as error:
-                    level = logging.DEBUG if self._is_told else logging.WARNING
-                    log.log(level, "steps of a new size go without a graph, and slower: %s", error)
-                    self._is_told = True
-                    torch.cuda.empty_cache()
-            return self._launch_eagerly(batch, step, drawing, is_plain, shared)
+            lines = step.lines(batch.rows)
+            draws = self.draws.note(lines)
+            if draws is not Draws.PLAIN and (placed := self.grammars.place(lines)) is not lines:
+                lines, draws = placed, self.draws.note(placed)
+            launched = self._launch(batch, step, lines, draws, shared)
+            self.grammars.keep()
+            return launched
 
     def forget(self) -> None:
         """All rows were taken away: drop what is held per row, and zero the pool (a fault may have left NaN)."""
         with torch.inference_mode():
             self.sampler.forget()
+            self.grammars.forget()
             self.last_tokens.zero_()
             self.cache.clear()
 
     # ---- how to go -------------------------------------------------------------------------------------------------
+
+    def _launch(
+        self, batch: Batch, step: StepTokens, lines: list[Row], draws: Draws, shared: Sequence[SharedPrefix]
+    ) -> LaunchedStep:
+        if self.use_graphs and not (shared or step.dense or max(step.num_tokens, step.num_wanted) > MAX_BUCKET):
+            launch = self._launch_pieces if step.extends else self._launch_graph
+            try:
+                return launch(batch, step, lines, draws)
+            except NoRoomForGraph as error:
+                level = logging.DEBUG if self._is_told else logging.WARNING
+                log.log(level, "steps of a new size go without a graph, and slower: %s", error)
+                self._is_told = True
+                torch.cuda.empty_cache()
+        return self._launch_eagerly(batch, step, lines, draws, shared)
 
     def _shared(self, batch: Batch) -> Sequence[SharedPrefix]:
         """The rows' shared prefixes, if attending to them once is worth leaving the graphs for."""
@@ -153,19 +172,19 @@ class CudaRunner:
     # ---- kernel by kernel ------------------------------------------------------------------------------------------
 
     def _launch_eagerly(
-        self, batch: Batch, step: StepTokens, drawing: list[Row], is_plain: bool, shared: Sequence[SharedPrefix]
+        self, batch: Batch, step: StepTokens, lines: list[Row], draws: Draws, shared: Sequence[SharedPrefix]
     ) -> LaunchedStep:
-        inputs = self.block.send(step, batch.rows, self.draws, step.num_tokens, step.num_wanted)
+        inputs = self._send(step, lines, draws, step.num_tokens, step.num_wanted)
         self.attention.plan(_layout(step, inputs, step.num_singles, shared), is_graph=False)
         hidden = self.forward.hidden(Way.ANY, inputs, step.dense)
-        num = len(drawing)
-        if num:
-            self.forward.logits(hidden, 0, num, self.logits[:num])
-            if is_plain:
-                self._draw_plain(inputs, num)
-        ids, drawn = self._drawn(drawing, num, is_plain)
+        parts = []
+        for begin in range(0, len(lines), self.max_drawn):  # one, but for many drafts
+            end = min(begin + self.max_drawn, len(lines))
+            self.forward.logits(hidden, begin, end, self.logits[: end - begin])
+            ids, drawn = self._draw(inputs, lines, begin, end, draws)
+            parts.append((ids if len(lines) <= self.max_drawn else ids.clone(), drawn))
         scored = self._score_hidden(batch.rows, step, hidden)
-        return LaunchedStep(batch.rows, step.drawing, ids, drawn, scored, self.device)
+        return LaunchedStep(batch.rows, step.drawing, *(joined(parts) if parts else NOTHING), scored, self.device)
 
     def _score_hidden(self, rows: list[Row], step: StepTokens, hidden: Hidden) -> list[list[Scored]]:
         """Log-probabilities of `history[p + 1]` for the scored positions p, a bounded part of the logits at a time."""
@@ -184,17 +203,21 @@ class CudaRunner:
 
     # ---- through a graph -------------------------------------------------------------------------------------------
 
-    def _launch_graph(self, batch: Batch, step: StepTokens, drawing: list[Row], is_plain: bool) -> LaunchedStep:
+    def _launch_graph(self, batch: Batch, step: StepTokens, lines: list[Row], draws: Draws) -> LaunchedStep:
         bucket = bucket_of(max(step.num_tokens, step.num_wanted))
-        key = GraphKey(way_of(bucket, is_decode=step.num_tokens == len(batch.rows)), bucket, draws=is_plain)
-        (graph,) = self._ready_graph(key, batch.rows, step)
+        way = way_of(bucket, is_decode=step.num_tokens == len(batch.rows))
+        key = GraphKey(way, bucket, draws=draws is Draws.PLAIN)
+        (graph,), inputs = self._ready_graph(key, step, lines, draws)
         graph.replay()
-        return self._launched(batch, step, drawing, is_plain, bucket)
+        drawn = (self._drawn_ids(bucket), None) if key.draws and lines else self._drawn(inputs, lines, draws)
+        return LaunchedStep(batch.rows, step.drawing, *drawn, self._score_logits(batch.rows, step), self.device)
 
-    def _ready_graph(self, key: GraphKey, rows: list[Row], step: StepTokens) -> list[torch.cuda.CUDAGraph]:
+    def _ready_graph(
+        self, key: GraphKey, step: StepTokens, lines: list[Row], draws: Draws
+    ) -> tuple[list[torch.cuda.CUDAGraph], DeviceInputs]:
         """Send and plan the step; the graph of that key, captured first if it is new or if what it reads has moved."""
         while True:
-            inputs = self.block.send(step, rows, self.draws, key.num_tokens, key.num_tokens)
+            inputs = self._send(step, lines, draws, key.num_tokens, key.num_tokens)
             if key.way is Way.ANY:
                 self.attention.plan(_layout(step, inputs, key.num_tokens), is_graph=True)
                 if self.attention.generation != self._generation:
@@ -202,30 +225,23 @@ class CudaRunner:
                     self.graphs.forget()
             graphs = self.graphs.find(key)
             if graphs is not None:
-                return graphs
+                return graphs, inputs
             self._capture(key)
 
-    def _launch_pieces(self, batch: Batch, step: StepTokens, drawing: list[Row], is_plain: bool) -> LaunchedStep:
+    def _launch_pieces(self, batch: Batch, step: StepTokens, lines: list[Row], draws: Draws) -> LaunchedStep:
         """Through a graph from each attention to the next; the host launches these, planned for this step alone."""
         bucket = pieces_bucket_of(max(step.num_tokens, step.num_wanted))
         key = GraphKey(Way.PIECES, bucket, draws=False)
         graphs = self.graphs.find(key) or self._capture(key)
-        inputs = self.block.send(step, batch.rows, self.draws, bucket, bucket)
+        inputs = self._send(step, lines, draws, bucket, bucket)
         self.attention.plan(_layout(step, inputs, step.num_singles), is_graph=False)
         q, mixed = self.buffers.q[: step.num_tokens], self.buffers.mixed[: step.num_tokens]
         for idx, graph in enumerate(graphs[:-1]):
             graph.replay()
             self.attention.attend(idx, q, mixed)
         graphs[-1].replay()
-        if drawing and is_plain:
-            self._draw_plain(inputs, bucket)
-        return self._launched(batch, step, drawing, is_plain, bucket)
-
-    def _launched(
-        self, batch: Batch, step: StepTokens, drawing: list[Row], is_plain: bool, bucket: int
-    ) -> LaunchedStep:
-        ids, drawn = self._drawn(drawing, bucket, is_plain)
-        return LaunchedStep(batch.rows, step.drawing, ids, drawn, self._score_logits(batch.rows, step), self.device)
+        drawn = self._drawn(inputs, lines, draws)
+        return LaunchedStep(batch.rows, step.drawing, *drawn, self._score_logits(batch.rows, step), self.device)
 
     def _capture(self, key: GraphKey) -> list[torch.cuda.CUDAGraph]:
         if key.way is not Way.ONE:
@@ -248,7 +264,7 @@ class CudaRunner:
             hidden = self.forward.hidden(key.way, inputs)
         self.forward.logits(hidden, 0, key.num_tokens, self.logits[: key.num_tokens])
         if key.draws:
-            self._draw_plain(inputs, key.num_tokens)
+            self._draw_plain(inputs, 0, key.num_tokens)
 
     def _score_logits(self, rows: list[Row], step: StepTokens) -> list[list[Scored]]:
         """The same as `_score_hidden`, of logits that a graph has left behind those of the drawing rows."""
@@ -261,11 +277,17 @@ class CudaRunner:
         return scored
 
     def prepare_next(self) -> bool:
-        """For idle moments: capture what is missing, decoding first, smallest first; False when all is there."""
+        """For idle moments: capture what is missing, decoding first, smallest first; False when all is there.
+
+        Steps whose draws are masked end their graphs with the logits: these are wanted once a grammar was met.
+        """
         if not self.use_graphs:
             return False
         most = bucket_of(min(self.max_running, MAX_BUCKET))
-        keys = [GraphKey(way_of(size, is_decode=True), size, draws=True) for size in SIZES if size <= most]
+        sizes = [size for size in SIZES if size <= most]
+        keys = [GraphKey(way_of(size, is_decode=True), size, draws=True) for size in sizes]
+        if self.grammars.arena is not None:
+            keys += [GraphKey(way_of(size, is_decode=True), size, draws=False) for size in sizes]
         keys += [GraphKey(Way.PIECES, size, draws=False) for size in range(PIECES_STEP, MAX_BUCKET + 1, PIECES_STEP)]
         missing = next((key for key in keys if self.graphs.find(key) is None), None)
         if missing is None:
@@ -279,33 +301,50 @@ class CudaRunner:
 
     # ---- drawing and scoring ---------------------------------------------------------------------------------------
 
-    def _draw_plain(self, inputs: DeviceInputs, num: int) -> None:
-        """Draw for the first `num` wanted tokens; what is drawn goes to `last_tokens` and `drawn`."""
+    def _send(self, step: StepTokens, lines: list[Row], draws: Draws, num_tokens: int, num_wanted: int) -> DeviceInputs:
+        masks = self.grammars.columns(lines) if draws is Draws.MASKED else None
+        return self.block.send(step, lines, self.draws, num_tokens, num_wanted, masks)
+
+    def _drawn(
+        self, inputs: DeviceInputs, lines: list[Row], draws: Draws
+    ) -> tuple[Tensor, Drawn | None] | tuple[None, None]:
+        """Draw for all lines; their logits lie before those of the scored positions."""
+        return self._draw(inputs, lines, 0, len(lines), draws) if lines else NOTHING
+
+    def _draw(
+        self, inputs: DeviceInputs, lines: list[Row], begin: int, end: int, draws: Draws
+    ) -> tuple[Tensor, Drawn | None]:
+        """Draw for the lines [begin, end), whose logits are the first: tokens, whether they are good (int32 `[2, n]`).
+
+        What is drawn goes to `last_tokens` too, states behind it to the grammars'.
+        """
+        if draws is not Draws.OTHER:
+            self._draw_plain(inputs, begin, end)
+            return self._drawn_ids(end - begin), None
+        lines = lines[begin:end]
+        drawn = draw_in_rounds(self.sampler, self.logits[: len(lines)], lines)
+        tokens = drawn.tokens.to(torch.int32)
+        self.last_tokens.index_copy_(0, index_of([line.row for line in lines], self.device), tokens)
+        return torch.stack((tokens, drawn.is_finite.to(torch.int32))), drawn
+
+    def _draw_plain(self, inputs: DeviceInputs, begin: int, end: int) -> None:
+        """Draw for the wanted tokens [begin, end), masked if `inputs` says so; to `last_tokens` and `drawn`."""
+        masks = inputs.masks
         draw(
-            self.logits[:num],
-            inputs.temperatures[:num],
-            inputs.keys[:num],
-            inputs.wanted_rows[:num],
-            inputs.flags[:num],
+            self.logits[: end - begin],
+            inputs.temperatures[begin:end],
+            inputs.keys[begin:end],
+            inputs.wanted_rows[begin:end],
+            inputs.flags[begin:end],
             self.last_tokens,
-            self._drawn_ids(num),
+            self._drawn_ids(end - begin),
             self.draw_scratch,
+            lines=None if masks is None else self.grammars.lines_on(masks[0, begin:end], masks[1, begin:end]),
             pdl=self.forward.pdl,
         )
 
     def _drawn_ids(self, num: int) -> Tensor:
         return self.drawn[: 2 * num].view(2, num)
-
-    def _drawn(self, drawing: list[Row], num: int, is_plain: bool) -> tuple[Tensor | None, Drawn | None]:
-        """Tokens and whether they are good, int32 `[2, n]` on the device, drawn here if the draw is not plain."""
-        if not drawing:
-            return None, None
-        if is_plain:
-            return self._drawn_ids(num), None
-        drawn = self.sampler.draw(self.logits[: len(drawing)], drawing)
-        tokens = drawn.tokens.to(torch.int32)
-        self.last_tokens.index_copy_(0, index_of([row.row for row in drawing], self.device), tokens)
-        return torch.stack((tokens, drawn.is_finite.to(torch.int32))), drawn
 
     def _scored(self, row: Row, positions: range, logits: Tensor) -> Scored:
         nexts = index_of([row.history[p + 1] for p in positions], self.device)
