@@ -71,13 +71,14 @@ def bundle(plain: str, page: str | None = None) -> dict[str, str]:
 
 def frozen(view: RunView) -> dict[str, str]:
     """A run as a saved notebook shows it."""
+    from nbsgl.grammar import picture
     from nbsgl.widgets import run_html, run_text
 
     line = totals(view)
     text = run_text(view)
     plain = f"{text.rstrip()}\n{line}".rstrip()
     try:
-        return bundle(plain, run_html(view))
+        return bundle(plain, run_html(view, picture))
     except Exception:  # the picture of a run must never hide the run's own error
         logger.exception("run_html failed; showing text")
         return bundle(plain)
@@ -149,9 +150,10 @@ class CellView:
         self._handle.display(data, raw=True)
 
     def _open_widget(self) -> dict[str, Any]:
+        from nbsgl.grammar import picture
         from nbsgl.widgets import RunWidget
 
-        self._widget = RunWidget(self.source, on_stop=self.on_stop)
+        self._widget = RunWidget(self.source, on_stop=self.on_stop, drawer=picture)
         made = self._widget._repr_mimebundle_()
         data = made[0] if isinstance(made, tuple) else made
         return {key: value for key, value in (data or {}).items() if key.startswith("application/")}

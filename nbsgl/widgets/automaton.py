@@ -6,11 +6,13 @@ The SVG brings its own ground and its own colours for light and dark pages, so i
 from __future__ import annotations
 
 import base64
+import json
 from collections import Counter
+from functools import partial
 
 from nbsgl.automaton import Automaton, AutomatonEdge, GrammarPicture, Place
 from nbsgl.widgets.html import BOX, LABEL, MAX_BYTES, WRAP, esc, fitted, shorten
-from nbsgl.widgets.layered import RADIUS, Drawing, draw, shown_label
+from nbsgl.widgets.layered import RADIUS, Drawing, draw
 from nbsgl.widgets.text import one_line, plural, visible
 
 TEXT_LINES = 60
@@ -99,13 +101,13 @@ def grammar_html(picture: GrammarPicture) -> str:
     """The grammar's text, the drawing, what was written so far with forced text marked, what may follow.  <= 64 kB."""
     plain = f'<div style="{BOX}"><pre style="margin:0;{WRAP}">{esc(shorten(grammar_text(picture), 20_000))}</pre></div>'
     for limit in (200, 100, 40, 0):
-        page = fitted(lambda chars, *_, limit=limit: _page(picture, chars, limit), "")
+        page = fitted(partial(_page, picture, limit), "")
         if page:
             return page
     return plain if len(plain.encode()) <= MAX_BYTES else f'<div style="{BOX}">{esc(picture_facts(picture))}</div>'
 
 
-def _page(picture: GrammarPicture, chars: int, limit: int) -> str:
+def _page(picture: GrammarPicture, limit: int, chars: int, *_: int) -> str:
     shown = picture.automaton if len(picture.automaton.nodes) <= limit else None
     source = esc(shorten(picture.text, min(chars, 2_000)))
     parts = [f"<div><b>{esc(picture_facts(picture))}</b></div>"]
@@ -118,6 +120,17 @@ def _page(picture: GrammarPicture, chars: int, limit: int) -> str:
         parts.append(f"{tinted(picture.output, picture.place, chars)}</pre>")
     parts += [f"<div>{esc(line)}</div>" for line in place_lines(picture)]
     return f'<div style="{BOX}">{"".join(parts)}</div>'
+
+
+def automaton_details(picture: GrammarPicture) -> str:
+    """The drawing behind a line to open, for a text that stands above it."""
+    name = one_line(f"{picture.kind.replace('_', ' ')} {picture.text}", 60)
+    body = "".join(f"<div>{esc(line)}</div>" for line in place_lines(picture))
+    if picture.automaton.nodes:
+        body = f'{automaton_image(picture.automaton, picture.place)}<div style="{LABEL}">{_legend(picture)}</div>{body}'
+    facts = esc(automaton_facts(picture.automaton))
+    summary = f'<summary style="cursor:pointer;{LABEL}">grammar · {esc(name)} · {facts}</summary>'
+    return f'<details style="margin:2px 0 4px 12px">{summary}{body}</details>'
 
 
 def _legend(picture: GrammarPicture) -> str:
@@ -193,7 +206,7 @@ def automaton_lines(automaton: Automaton) -> list[str]:
     """`1 -[0-9]-> 2 (end)`, an edge per line, at most 60."""
     accepting = {node.id for node in automaton.nodes if node.accepting}
     lines = [
-        f"{edge.source} -{'!' if edge.forced else ''}{visible(shown_label(edge))}-> {edge.target}"
+        f"{edge.source} -{'!' if edge.forced else ''}{visible(text_label(edge))}-> {edge.target}"
         + (" (end)" if edge.target in accepting else "")
         for edge in automaton.edges
     ]
@@ -202,13 +215,18 @@ def automaton_lines(automaton: Automaton) -> list[str]:
     return lines
 
 
+def text_label(edge: AutomatonEdge) -> str:
+    """A literal in quotes, a class bare."""
+    return json.dumps(edge.label, ensure_ascii=False) if edge.literal else edge.label
+
+
 def automaton_dot(automaton: Automaton) -> str:
     """Graphviz's source of the same graph."""
     lines = ["digraph grammar {", "  rankdir=LR; node [shape=circle]; start [shape=point];"]
     lines += [f"  {node.id} [shape=doublecircle];" for node in automaton.nodes if node.accepting]
     lines += [f"  start -> {node.id};" for node in automaton.nodes if node.start]
     for edge in automaton.edges:
-        label = visible(edge.label).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\\\n")
+        label = visible(text_label(edge)).replace("\\", "\\\\").replace('"', '\\"')
         look = ", style=dashed" if edge.forced else ""
         lines.append(f'  {edge.source} -> {edge.target} [label="{label}"{look}];')
     return "\n".join([*lines, "}"])

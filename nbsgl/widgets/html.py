@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
-from nbsgl.protocol import BranchView, EngineSnapshot, RunView, SegmentView, TreeNode
+from nbsgl.automaton import GrammarPicture
+from nbsgl.errors import NbsglError
+from nbsgl.protocol import BranchView, EngineSnapshot, GrammarSpec, RunView, SegmentView, TreeNode
 from nbsgl.widgets.icicle import Box, icicle
 from nbsgl.widgets.text import (
     Forest,
@@ -29,6 +33,8 @@ from nbsgl.widgets.text import (
     tree_text,
     visible,
 )
+
+logger = logging.getLogger("nbsgl")
 
 MAX_BYTES = 64_000  # 50 runs in one notebook stay below 4 MB
 TREE_NODES = 300
@@ -111,23 +117,49 @@ def fitted(draw: Callable[[int, int, int], str], fallback: str) -> str:
 # ---- a run -----------------------------------------------------------------------------------------------------------
 
 
-def run_html(view: RunView) -> str:
+Drawn = Mapping[tuple[GrammarSpec, str], GrammarPicture]
+"""The pictures of grammars, by spec and text."""
+MAX_DRAWN = 4
+
+
+def run_html(view: RunView, drawer: Callable[[GrammarSpec, str], GrammarPicture] | None = None) -> str:
     """The run as one box: facts, branches (each in a `<details>` if there are several), variables, cache bar.
 
-    At most 64 kB.
+    `drawer` makes the pictures of the first grammars.  At most 64 kB.
     """
     words = "This run is too large for a picture; its text form is complete."
     facts = f'<div style="{BOX}">{_facts(view)}<div>{words}</div></div>'
-    return fitted(lambda chars, branches, rows: _run_page(view, chars, branches, rows), facts)
+    drawn = {} if drawer is None else _drawn(view, drawer)
+    for kept in (drawn, dict(list(drawn.items())[:1]), {}) if drawn else ({},):
+        page = fitted(partial(_run_page, view, drawn=kept), "")
+        if page:
+            return page
+    return facts
 
 
-def _run_page(view: RunView, chars: int, max_branches: int, max_rows: int) -> str:
+def _drawn(view: RunView, drawer: Callable[[GrammarSpec, str], GrammarPicture]) -> Drawn:
+    """Of the first grammars that wrote something; one that cannot be drawn is left out."""
+    found: dict[tuple[GrammarSpec, str], GrammarPicture] = {}
+    specs: set[GrammarSpec] = set()
+    for segment in (segment for branch in view.branches for segment in branch.segments):
+        spec = segment.grammar
+        if spec is None or not segment.text or spec in specs or len(specs) >= MAX_DRAWN:
+            continue
+        specs.add(spec)
+        try:
+            found[spec, segment.text] = drawer(spec, segment.text)
+        except NbsglError:
+            logger.debug("a grammar could not be drawn", exc_info=True)
+    return found
+
+
+def _run_page(view: RunView, chars: int, max_branches: int, max_rows: int, drawn: Drawn) -> str:
     shown = view.branches[:max_branches]
     parts = [_facts(view)]
     if view.error:
         parts.append(f'<pre style="{PRE};border-left:4px solid {VERMILION}">{badge("failed", "error")} ')
         parts.append(f"{esc(shorten(view.error, chars))}</pre>")
-    parts += _branches(shown, chars, max_rows)
+    parts += _branches(shown, chars, max_rows, drawn)
     if len(view.branches) > len(shown):
         parts.append(f"<div>… {plural(len(view.branches) - len(shown), 'branch')} more in the text form</div>")
     # a variable of the only branch is the text of its hole, which stands above already
@@ -151,29 +183,31 @@ def _cache_line(view: RunView) -> str:
     return f'<div style="margin-top:4px;{LABEL}">{prompt_facts(view)} {picture} {share:.0%} cached</div>'
 
 
-def _branches(branches: Sequence[BranchView], chars: int, max_rows: int) -> list[str]:
+def _branches(branches: Sequence[BranchView], chars: int, max_rows: int, drawn: Drawn) -> list[str]:
     """One branch as it is; a few all open, the forks of the first side by side; of many, the first open."""
     if len(branches) == 1:
-        return [f'<div style="margin:4px 0">{_body(branches[0], chars, max_rows)}</div>']
+        return [f'<div style="margin:4px 0">{_body(branches[0], chars, max_rows, drawn)}</div>']
     if len(branches) > OPEN_BRANCHES:
-        return [_branch(branch, i == 0, chars, max_rows) for i, branch in enumerate(branches)]
+        return [_branch(branch, i == 0, chars, max_rows, drawn) for i, branch in enumerate(branches)]
     style = "display:inline-block;vertical-align:top;margin:4px 24px 4px 0;max-width:100%"
-    return [_branch(b, True, chars, max_rows, "margin:4px 0" if b.parent is None else style) for b in branches]
+    return [_branch(b, True, chars, max_rows, drawn, "margin:4px 0" if b.parent is None else style) for b in branches]
 
 
-def _branch(branch: BranchView, is_open: bool, chars: int, max_rows: int, style: str = "margin:4px 0") -> str:
+def _branch(
+    branch: BranchView, is_open: bool, chars: int, max_rows: int, drawn: Drawn, style: str = "margin:4px 0"
+) -> str:
     tokens = sum(segment.num_tokens for segment in branch.segments if segment.kind == "gen")
     origin = f" from branch {branch.parent}" if branch.parent else ""  # of the first branch's forks it goes unsaid
     words = f"branch {branch.id}{esc(origin)} · {plural(tokens, 'token')}"
     summary = f'<summary style="cursor:pointer">{words} · {badge(branch.status)}</summary>'
-    body = _body(branch, chars, max_rows)
+    body = _body(branch, chars, max_rows, drawn)
     opened = " open" if is_open else ""
     return f'<details{opened} style="{style}">{summary}<div style="margin:4px 0 4px 12px">{body}</div></details>'
 
 
-def _body(branch: BranchView, chars: int, max_rows: int) -> str:
+def _body(branch: BranchView, chars: int, max_rows: int, drawn: Drawn) -> str:
     segments, left = reached(branch)
-    body = "".join(_segment(segment, chars, max_rows) for segment in _merged(segments))
+    body = "".join(_segment(segment, chars, max_rows, drawn) for segment in _merged(segments))
     return body + (f'<div style="{LABEL}">… {plural(left, "hole")} not reached</div>' if left else "")
 
 
@@ -182,7 +216,7 @@ def _merged(segments: Sequence[SegmentView]) -> list[SegmentView]:
     return [segment for segment in segments if not segment.is_markup and (segment.kind != "forced" or segment.text)]
 
 
-def _segment(segment: SegmentView, chars: int, max_rows: int) -> str:
+def _segment(segment: SegmentView, chars: int, max_rows: int, drawn: Drawn) -> str:
     note = segment_note(segment)
     status = "cut" if note.startswith("cut") else segment.status if segment.status != "done" else "failed"
     mark = f" {badge(status, note)}" if note else ""
@@ -194,7 +228,12 @@ def _segment(segment: SegmentView, chars: int, max_rows: int) -> str:
     what = "selected" if segment.kind == "select" else "generated"
     size = f" · {plural(segment.num_tokens, 'token')}" if segment.num_tokens else ""
     label = f'<div style="{LABEL}">{name} · {what}{size}{mark}</div>'
-    text = f'<pre style="{GENERATED}">{esc(shorten(segment.text, chars))}</pre>' if segment.text else ""
+    inner, below = esc(shorten(segment.text, chars)), ""
+    if segment.grammar is not None and (picture := drawn.get((segment.grammar, segment.text))) is not None:
+        from nbsgl.widgets.automaton import automaton_details, tinted
+
+        inner, below = tinted(segment.text, picture.place, chars), automaton_details(picture)
+    text = f'<pre style="{GENERATED}">{inner}</pre>{below}' if segment.text else ""
     return label + text + (_choices(segment, chars, max_rows) if segment.choices else "")
 
 
@@ -318,8 +357,12 @@ def _svg_box(box: Box) -> str:
 # ---- both ------------------------------------------------------------------------------------------------------------
 
 
-def frozen_bundle(picture: RunView | EngineSnapshot) -> dict[str, str]:
-    """What takes the place of a live view: `{"text/html": ..., "text/plain": ...}` for a run or a snapshot."""
+def frozen_bundle(picture: RunView | EngineSnapshot | GrammarPicture) -> dict[str, str]:
+    """What takes the place of a live view: `{"text/html": ..., "text/plain": ...}` of any picture."""
+    if isinstance(picture, GrammarPicture):
+        from nbsgl.widgets.automaton import grammar_html, grammar_text
+
+        return {"text/html": grammar_html(picture), "text/plain": grammar_text(picture)}
     if isinstance(picture, RunView):
         return {"text/html": run_html(picture), "text/plain": run_text(picture)}
     return {"text/html": tree_html(picture), "text/plain": tree_text(picture)}

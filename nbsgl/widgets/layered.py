@@ -89,6 +89,8 @@ def draw(automaton: Automaton, band_width: float = BAND_WIDTH) -> Drawing:
 def shown_label(edge: AutomatonEdge) -> str:
     """A label on one line, in which spaces at its ends can be seen."""
     text = edge.label.replace("\n", "⏎").replace("\t", "⇥").replace("\r", "␍")
+    if edge.literal and text == ".":
+        return '"."'  # a class's dot is bare
     inner = text.strip(" ")
     if edge.literal and inner != text:
         lead = len(text) - len(text.lstrip(" "))

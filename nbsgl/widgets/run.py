@@ -133,6 +133,7 @@ class RunWidget(View):
 
     _esm = module("run")
     kind = traitlets.Unicode("run").tag(sync=True)
+    can_draw = traitlets.Bool(False).tag(sync=True)
 
     def __init__(
         self,
@@ -145,6 +146,7 @@ class RunWidget(View):
         self._watched: Watched | None = None
         self._drawer = drawer
         super().__init__(source, on_stop=on_stop, title=title)
+        self.can_draw = drawer is not None
 
     def answer(self, message: PageMessage) -> None:
         if isinstance(message, Watch) and self._drawer is not None:

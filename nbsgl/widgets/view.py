@@ -156,10 +156,14 @@ class Rate:
 
 
 _IMPORT = re.compile(r'^import .+ from "\./(\w+)\.js";\n', re.MULTILINE)
+_COMMENT = re.compile(r"^ *//.*\n", re.MULTILINE)
 
 
 def module(name: str) -> str:
-    """A view's ES module with the files it imports written before it: one file for the page, small ones to read."""
+    """A view's ES module with the files it imports written before it, and without its lines of comment.
+
+    One file for the page, small ones to read.
+    """
     found: dict[str, str] = {}
 
     def add(name: str) -> None:
@@ -167,7 +171,7 @@ def module(name: str) -> str:
         for other in _IMPORT.findall(code):
             if other not in found:
                 add(other)
-        found[name] = _IMPORT.sub("", code)
+        found[name] = _COMMENT.sub("", _IMPORT.sub("", code))
 
     add(name)
     return "\n".join(found.values())

@@ -116,7 +116,7 @@ def test_an_error_that_stands_below_is_not_said_twice():
 
 
 def test_a_failing_picture_leaves_the_text(monkeypatch, caplog):
-    monkeypatch.setattr(nbsgl.widgets, "run_html", lambda view: 1 / 0)
+    monkeypatch.setattr(nbsgl.widgets, "run_html", lambda view, drawer: 1 / 0)
     assert "&lt;b&gt;made" in frozen(VIEW)["text/html"]
     assert "run_html failed" in caplog.text
 
@@ -143,7 +143,9 @@ def test_html_is_redrawn_while_it_runs_and_frozen_once(handle, monkeypatch):
 
 def test_a_live_view_is_finished_replaced_then_closed(handle, monkeypatch):
     monkeypatch.setenv("NBSGL_VIEW", "live")
-    monkeypatch.setattr(nbsgl.widgets, "RunWidget", lambda source, on_stop: Widget(True, handle.shown), raising=False)
+    monkeypatch.setattr(
+        nbsgl.widgets, "RunWidget", lambda source, on_stop, drawer: Widget(True, handle.shown), raising=False
+    )
     view = CellView(lambda: VIEW, KERNEL)
     view.open()
     view.freeze()
@@ -157,7 +159,7 @@ def test_a_front_end_that_does_not_answer_gets_html(handle, monkeypatch):
     monkeypatch.setenv("NBSGL_VIEW", "live")
     monkeypatch.setattr(display, "HELLO_S", 0.02)
     monkeypatch.setattr(display, "HTML_PERIOD_S", 0.01)
-    monkeypatch.setattr(nbsgl.widgets, "RunWidget", lambda source, on_stop: Widget(False, []), raising=False)
+    monkeypatch.setattr(nbsgl.widgets, "RunWidget", lambda source, on_stop, drawer: Widget(False, []), raising=False)
     view = CellView(lambda: VIEW, KERNEL)
     view.open()
     deadline = time.monotonic() + 5
@@ -169,7 +171,7 @@ def test_a_front_end_that_does_not_answer_gets_html(handle, monkeypatch):
 
 def test_a_widget_that_cannot_be_made_is_one_rung_down(handle, monkeypatch):
     monkeypatch.setenv("NBSGL_VIEW", "live")
-    monkeypatch.setattr(nbsgl.widgets, "RunWidget", lambda source, on_stop: 1 / 0, raising=False)
+    monkeypatch.setattr(nbsgl.widgets, "RunWidget", lambda source, on_stop, drawer: 1 / 0, raising=False)
     view = CellView(lambda: VIEW, KERNEL)
     view.open()
     assert view.rung == "html"

@@ -32,11 +32,12 @@ setAttribute\(\s*["'](?:on|src|href|style)"""
 
 @pytest.mark.parametrize("path", sorted(STATIC.glob("*.js")), ids=lambda path: path.name)
 def test_no_html_sinks(path: Path) -> None:
-    found = re.findall(SINKS.replace("\n", ""), path.read_text())
+    namespace = "http://www.w3.org/2000/svg"  # a name, which nothing loads
+    found = re.findall(SINKS.replace("\n", ""), path.read_text().replace(namespace, ""))
     assert not found
 
 
-@pytest.mark.parametrize("name", ["run", "tree"])
+@pytest.mark.parametrize("name", ["run", "tree", "grammar"])
 def test_a_view_is_one_module_of_at_most_40_kb(name: str) -> None:
     code = module(name)
     assert len(code.encode()) <= MAX_BYTES

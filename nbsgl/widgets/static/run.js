@@ -1,11 +1,21 @@
 import { count, headOf, jsonOf, make, oneLine, plural, setText, viewModule, visible } from "./base.js";
+import { GrammarPanel } from "./automaton.js";
 
 // ---- state: protocol's RunView as JSON; `rev` on a segment counts cuts of its text ----
 
 export const runCodec = {
   full: (buffers) => jsonOf(buffers[0]),
   delta: (state, buffers) => applyRun(state, jsonOf(buffers[0])),
+  other: (state, { kind }, buffers) => {
+    if (kind === "grammar" && state) state.grammar = grammarNews(state.grammar, jsonOf(buffers[0]));
+  },
 };
+
+// What is known of the grammar that is looked at: news of the same segment are laid on what there was.
+export function grammarNews(old, news) {
+  const isSame = old?.branch === news.branch && old?.segment === news.segment;
+  return { ...(isSame ? old : {}), error: null, ...news };
+}
 
 // Lays a delta on the state, in place.  The form of a delta is told in run.py.
 export function applyRun(state, delta) {
@@ -87,6 +97,11 @@ export function factsOf(state, sinceMs = 0) {
   ].filter(Boolean).join(" \u00b7 ");
 }
 
+export function grammarName({ kind, text }) {
+  const title = kind === "json_schema" ? text.match(/"title":\s*"([^"\\]{1,40})"/)?.[1] : text;
+  return oneLine(title ? `${kind.replace("_", " ")} ${title}` : kind.replace("_", " "), 48);
+}
+
 // ---- text that grows: blocks that are laid out on their own, so that an append touches one small block ----
 
 const BLOCK = 1000; // from here on a block ends at the next newline
@@ -148,9 +163,37 @@ class SegmentNode {
     this.label = make("div", { class: "nb-label" });
     this.text = make("pre", { class: "nb-text" });
     this.rows = make("table", { class: "nb-choices" });
-    this.node = make("div", { class: `nb-seg nb-${kind}` }, this.label, this.text, this.rows);
+    this.chip = make("button", { type: "button", class: "nb-chip", tabindex: "-1", title: "show the grammar's automaton (g)" });
+    this.chip.hidden = true;
+    const head = make("div", { class: "nb-seg-head" }, this.label, this.chip);
+    this.node = make("div", { class: `nb-seg nb-${kind}` }, head, this.text, this.rows);
     this.growing = new Growing(this.text);
     this.scores = "";
+    this.panel = null;
+  }
+
+  // The chip names the segment's grammar; opened, the automaton stands below the text.
+  grammar({ grammar }, isOpen, news) {
+    this.chip.hidden = !grammar;
+    if (grammar) setText(this.chip, `${isOpen ? "\u25be" : "\u25b8"} ${grammarName(grammar)}`);
+    this.chip.setAttribute("aria-expanded", String(isOpen));
+    if (!isOpen) {
+      this.panel?.remove();
+      this.panel = null;
+      return;
+    }
+    if (!this.panel) this.node.append((this.panel = make("div", { class: "nb-open-grammar" })));
+    if (news?.error) setText(this.panel, visible(`cannot draw this grammar: ${news.error}`));
+    else if (!news?.automaton) setText(this.panel, "compiling the grammar \u2026");
+    else this.drawn(news);
+  }
+
+  drawn(news) {
+    if (!this.panel.firstElementChild) {
+      this.shown = new GrammarPanel();
+      this.panel.replaceChildren(this.shown.node);
+    }
+    this.shown.draw(news);
   }
 
   draw(segment, role) {
@@ -188,7 +231,8 @@ class SegmentNode {
 // ---- lanes: a branch each ----
 
 class Lane {
-  constructor(pick) {
+  constructor(pick, grammars) {
+    this.grammars = grammars;
     this.head = make("div", { class: "nb-lane-head" });
     this.text = make("div", { class: "nb-lane-text" });
     this.node = make("div", { class: "nb-lane" }, this.head, this.text);
@@ -212,6 +256,7 @@ class Lane {
       if (this.segments[j]?.kind !== segment.kind) this.put(j, segment.kind);
       const shown = segment.role && segment.role !== role ? segment.role : "";
       grew = this.segments[j].draw(segment, shown) || grew;
+      if (this.grammars.canDraw) this.segments[j].grammar(segment, ...this.grammars.of(branch.id, j));
       if (!this.segments[j].node.hidden) role = segment.role ?? null;
       if (segment.is_markup) role = null;
     });
@@ -220,6 +265,7 @@ class Lane {
 
   put(j, kind) {
     const made = new SegmentNode(kind);
+    made.chip.addEventListener("click", () => this.grammars.toggle(this.id, j));
     if (this.segments[j]) this.segments[j].node.replaceWith(made.node);
     else this.text.append(made.node);
     this.segments[j] = made;
@@ -236,6 +282,39 @@ const tailOf = (branch) => {
   return oneLine(text.slice(-60), 60);
 };
 
+// Which segment's grammar is open: one at a time.
+class Grammars {
+  constructor(frame) {
+    this.frame = frame;
+    this.canDraw = Boolean(frame.model.get("can_draw"));
+    this.open = null;
+  }
+
+  of(branch, segment) {
+    const isOpen = this.open?.branch === branch && this.open.segment === segment;
+    const news = this.frame.state.grammar;
+    return [isOpen, isOpen && news?.branch === branch && news.segment === segment ? news : null];
+  }
+
+  toggle(branch, segment) {
+    const [isOpen] = this.of(branch, segment);
+    this.open = isOpen ? null : { branch, segment };
+    const sent = this.frame.send({ type: "watch", branch, segment: isOpen ? -1 : segment });
+    if (!sent) this.frame.hint("the kernel cannot be reached");
+    this.frame.want();
+  }
+
+  // The next variable of the branch in focus that has a grammar; after the last, none.
+  step(state, focus) {
+    const branch = state?.branches.find((b) => b.id === focus) ?? state?.branches[0];
+    if (!branch || !this.canDraw) return;
+    const all = branch.segments.flatMap((segment, j) => (segment.grammar ? [j] : []));
+    const at = this.open?.branch === branch.id ? all.indexOf(this.open.segment) : -1;
+    if (at + 1 < all.length) this.toggle(branch.id, all[at + 1]);
+    else if (this.open) this.toggle(this.open.branch, this.open.segment);
+  }
+}
+
 const FULL_LANES = 4;
 const MAX_ROWS = 500;
 
@@ -247,6 +326,7 @@ function buildRun(frame) {
   const drawn = new Map(); // by branch id
   const rowOf = new Map();
   let focus = null;
+  const grammars = new Grammars(frame);
 
   const pick = (id) => {
     focus = id;
@@ -272,7 +352,7 @@ function buildRun(frame) {
     for (const branch of shown) {
       let lane = drawn.get(branch.id);
       if (!lane) {
-        drawn.set(branch.id, (lane = new Lane(pick)));
+        drawn.set(branch.id, (lane = new Lane(pick, grammars)));
         lanes.append(lane.node);
       }
       lane.draw(branch);
@@ -305,7 +385,8 @@ function buildRun(frame) {
   function key(name) {
     const ids = frame.state?.branches.map((b) => b.id) ?? [];
     const step = { ArrowDown: 1, ArrowRight: 1, ArrowUp: -1, ArrowLeft: -1 }[name];
-    if (name === "f") for (const lane of drawn.values()) lane.follow = true;
+    if (name === "g") grammars.step(frame.state, focus);
+    else if (name === "f") for (const lane of drawn.values()) lane.follow = true;
     else if (step && ids.length) {
       focus = ids[Math.min(Math.max(ids.indexOf(focus) + step, 0), ids.length - 1)];
       rowOf.get(focus)?.node.scrollIntoView({ block: "nearest" });
@@ -321,8 +402,8 @@ function buildRun(frame) {
     title: (state) => `run ${state?.title ?? ""}`,
     status: (state) => state.status,
     facts: factsOf,
-    help: [["arrows", "another branch"], ["f", "follow the newest text"]],
-    inspect: () => ({ lanes: drawn.size, rows: rowOf.size, focus }),
+    help: [["arrows", "another branch"], ["f", "follow the newest text"], ["g", "the grammar of a variable"]],
+    inspect: () => ({ lanes: drawn.size, rows: rowOf.size, focus, grammar: grammars.open }),
   };
 }
 
