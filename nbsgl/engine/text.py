@@ -12,10 +12,11 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from nbsgl.engine.detokenizer import Detokenizer
 from nbsgl.engine.grammar.vocab import TokenVocab
+from nbsgl.engine.text_prefixes import LEAST_CHARS, TextPrefixes, sharing_of
 from nbsgl.engine.tokenizer_files import AddedToken, TokenizerFiles, parts
 from nbsgl.errors import BadConfig, RequestError
 
@@ -50,6 +51,8 @@ class TextCodec:
         self._continued = _tokenizer(files, _without_prepend(bare)) if self._prepends else self._plain
         self._memo: OrderedDict[tuple[str, bool], list[int]] = OrderedDict()
         self._memo_chars = 0
+        self._may_share = sharing_of(files.tokenizer)
+        self._prefixes = {prepend: TextPrefixes(MEMO_CHARS) for prepend in (False, True)}
         self._lock = Lock()
 
     @classmethod
@@ -114,6 +117,8 @@ class TextCodec:
             if (known := self._memo.get(key)) is not None:
                 self._memo.move_to_end(key)
                 return known
+        if self._may_share is not None and len(text) >= LEAST_CHARS and self._may_share(text):
+            return self._encode_shared(self._prefixes[prepend and self._prepends], text, prepend)
         ids = self._encode_plain(text, prepend)
         with self._lock:
             if key not in self._memo and len(text) <= MEMO_CHARS:
@@ -124,10 +129,31 @@ class TextCodec:
                 self._memo_chars -= len(old)
         return ids
 
+    def _encode_shared(self, prefixes: TextPrefixes, text: str, prepend: bool) -> list[int]:
+        """The same tokens; what a text before it began with is not encoded again."""
+        with self._lock:
+            ids, chars = prefixes.find(text)
+        if 2 * chars >= len(text):
+            return ids + self._encode_plain(text[chars:], False)
+        encoding = self._encoding(text, prepend)
+        if not self._is_clean(encoding.ids, text):
+            return self._encode_plain(text, prepend)
+        ids, words, offsets = encoding.ids, encoding.word_ids, encoding.offsets
+        with self._lock:
+            prefixes.add(text, ids, words, offsets)
+        return ids
+
+    def _encoding(self, text: str, prepend: bool) -> Encoding:
+        return (self._plain if prepend else self._continued).encode(text, add_special_tokens=False)
+
+    def _is_clean(self, ids: Sequence[int], text: str) -> bool:
+        """No marker has come about from plain characters."""
+        return self._guarded.isdisjoint(ids) and not (self._knows_spelt_bytes and _SPELT_BYTE.search(text))
+
     def _encode_plain(self, text: str, prepend: bool) -> list[int]:
-        encoding = (self._plain if prepend else self._continued).encode(text, add_special_tokens=False)
+        encoding = self._encoding(text, prepend)
         ids = encoding.ids
-        if self._guarded.isdisjoint(ids) and not (self._knows_spelt_bytes and _SPELT_BYTE.search(text)):
+        if self._is_clean(ids, text):
             return ids
         # The model's own vocabulary has a marker as a piece (SentencePiece's control and byte symbols): cut it in two.
         spans = (
@@ -357,3 +383,45 @@ def _tokenizer(files: TokenizerFiles, data: dict[str, Any]) -> Tokenizer:
         return Tokenizer.from_str(json.dumps(data))
     except Exception as error:  # the library raises plain Exception
         raise BadConfig(f"{path} is no tokenizer that `tokenizers` can read: {error}.", file=path) from error
+
+
+# ---- without a sequence ----------------------------------------------------------------------------------------------
+
+
+class PlainEncoder:
+    """Plain characters in the middle of a text to tokens, and what of them no continuation can change.
+
+    Implements `grammar.forced.Encoder`; neither special tokens nor markers are looked for.
+    """
+
+    def __init__(self, files: TokenizerFiles) -> None:
+        self._tokenizer = _tokenizer(files, _without_prepend(_without_added(files.tokenizer)))
+        # Without pieces that merges stay inside of, a spelling may change as far back as a token is long.
+        self._has_pieces = _splits(files.tokenizer)
+        self._longest = max(map(len, files.vocab), default=1)
+
+    def __call__(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def sure_len(self, text: str) -> int:
+        """The beginning of the last piece, and of the white space before it, which may come to lie in one with it."""
+        normalizer, splitter = self._tokenizer.normalizer, self._tokenizer.pre_tokenizer
+        normal = normalizer.normalize_str(text) if normalizer else text
+        if len(normal) != len(text):
+            return 0
+        if splitter is None or not self._has_pieces:
+            return max(0, len(text) - self._longest)
+        pieces = splitter.pre_tokenize_str(normal)
+        begin = pieces[-1][1][0] if pieces else 0
+        return len(text[:begin].rstrip())
+
+
+def _splits(tokenizer: dict[str, Any]) -> bool:
+    """Whether the tokenizer cuts a text into pieces before it merges."""
+    before = parts(tokenizer.get("pre_tokenizer"), "pretokenizers")
+    return any(
+        step.get("type") == "Split"
+        or (step.get("type") == "ByteLevel" and step.get("use_regex", True))
+        or (step.get("type") == "Metaspace" and step.get("split", True))
+        for step in before
+    )
