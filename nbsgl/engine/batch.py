@@ -119,6 +119,8 @@ class Launched(Protocol):
 class Runner(Protocol):
     """Carries batches out, in the order they are launched.  The oracle of the tests is one too."""
 
+    has_device_grammars: bool  # rows may come with tables, and with a state that the host does not know yet
+
     def launch(self, batch: Batch) -> Launched:
         """Start the batch.  Raises StepOutOfMemory."""
 

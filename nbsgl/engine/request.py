@@ -6,12 +6,15 @@ from array import array
 from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nbsgl.engine.radix_cache import Node
 from nbsgl.engine.segments import Segment
-from nbsgl.engine.stop import StopRules
+from nbsgl.engine.stop import Ending, StopRules
 from nbsgl.protocol import SamplingParams
+
+if TYPE_CHECKING:
+    from nbsgl.engine.constraint import Constraint
 
 
 class SeqState(Enum):
@@ -24,7 +27,7 @@ class SeqState(Enum):
 
 @dataclass(slots=True)
 class Queued:
-    """A segment that has not begun.  `grammar` is compiled; `error` is why it could not be."""
+    """A segment that has not begun.  `grammar` is compiled or pending; `error` is why it could not be."""
 
     number: int
     segment: Segment
@@ -74,9 +77,10 @@ class SampledRun:
     limit: int  # max_tokens as a number
     rules: StopRules
     received: float
-    matcher: Any = None
+    constraint: Constraint | None = None
     stream: bool = False
-    num_pending: int = 0  # draws in flight
+    num_pending: int = 0  # draws in flight: more than one behind a draft
+    ending: Ending | None = None  # known before anything was drawn: the grammar left no choice
     is_fresh: bool = True  # not drawn yet on the row it has
     num_sent: int = 0  # ids reported
     logprobs: list[float | None] = field(default_factory=list)  # of each drawn token, if asked for

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nbsgl.engine.attention import AttentionBackend, Span
 from nbsgl.engine.batch import Batch, Row
+from nbsgl.engine.drafts import lines_of
 from nbsgl.engine.launched import LaunchedStep, Scored, memory_errors
 from nbsgl.engine.layers.rope import Rope
 from nbsgl.engine.sampler import Drawn, Sampler, logprobs_of
@@ -28,6 +29,8 @@ SCORE_CHUNK = 512  # scored positions per call of the head: 512 x 152k float32 l
 
 class ModelRunner:
     """Implements `batch.Runner` for one model on one device."""
+
+    has_device_grammars = False
 
     def __init__(
         self, model: Decoder, cache: KVCache, attention: AttentionBackend, rope: Rope, max_running: int
@@ -77,15 +80,17 @@ class ModelRunner:
         return self.model.forward(token_ids, positions_on, self.rope, self.attention)
 
     def _draw(self, rows: Sequence[Row], spans: Sequence[Span], hidden: Tensor) -> tuple[Drawn | None, list[int]]:
-        wanted = [i for i, row in enumerate(rows) if row.params is not None]
+        """Draws of the rows that ask for them, in order, a row with a draft once for each of its places."""
+        drawing = [(i, line) for i, row in enumerate(rows) if row.params is not None for line in lines_of(row)]
+        wanted = [i for i, _ in drawing]
         if not wanted:
             return None, wanted
-        last = [spans[i].begin + spans[i].num_tokens - 1 for i in wanted]
-        if last != list(range(hidden.shape[0])):
-            hidden = hidden.index_select(0, index_of(last, self.device))
-        drawn = self.sampler.draw(self.model.logits(hidden), [rows[i] for i in wanted])
-        at = index_of([rows[i].row for i in wanted], self.device)
-        self.last_tokens.index_copy_(0, at, drawn.tokens)
+        places = [place for i in dict.fromkeys(wanted) for place in _drawn_at(rows[i], spans[i])]
+        if places != list(range(hidden.shape[0])):
+            hidden = hidden.index_select(0, index_of(places, self.device))
+        drawn = self.sampler.draw(self.model.logits(hidden), [line for _, line in drawing])
+        at = index_of([line.row for _, line in drawing], self.device)
+        self.last_tokens.index_copy_(0, at, drawn.tokens)  # nobody asks for a drafted row's: the host sees it first
         return drawn, wanted
 
     def _score(self, row: Row, span: Span, hidden: Tensor) -> list[Scored]:
@@ -122,13 +127,21 @@ def _flatten(rows: Sequence[Row], spans: Sequence[Span]) -> tuple[np.ndarray, np
     fed_back = []
     for row, span in zip(rows, spans):
         begin, end = span.begin, span.begin + span.num_tokens
+        drafted = end - len(row.draft)
         if row.is_fed_back:
             fed_back.append(begin)
         else:
-            ids[begin:end] = row.history[row.start : row.start + row.num_tokens]
+            ids[begin:drafted] = row.history[row.start : row.start + drafted - begin]
+        ids[drafted:end] = row.draft
         positions[begin:end] = range(row.start, row.start + row.num_tokens)
         token_rows[begin:end] = row.row
     return ids, positions, token_rows, fed_back
+
+
+def _drawn_at(row: Row, span: Span) -> range:
+    """Where in the flat batch the row's tokens are drawn from."""
+    end = span.begin + span.num_tokens
+    return range(end - 1 - len(row.draft), end)
 
 
 def _patched(ids: Tensor, known: Tensor, places: list[int]) -> Tensor:

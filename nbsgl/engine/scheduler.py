@@ -598,11 +598,10 @@ class Scheduler:
             row.draft = draft.ids
             row.num_tokens += len(draft.ids)
         constraint = row.matcher = run.constraint
-        if constraint is not None and self.runner.has_device_grammars and constraint.tables is not None:
-            if not constraint.is_narrowed(run.num_pending):
-                row.tables = constraint.tables
-                state = -1 if run.num_pending else constraint.matcher.state
-                row.states = draft.states if draft is not None else (state,)
+        if constraint is not None and self.runner.has_device_grammars and not constraint.needs_host(run.num_pending):
+            row.tables = constraint.tables
+            state = -1 if run.num_pending else constraint.matcher.state
+            row.states = draft.states if draft is not None else (state,)
         run.is_fresh = False
         run.num_pending += 1 + len(row.draft)
 

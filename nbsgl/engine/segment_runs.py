@@ -6,6 +6,9 @@ from array import array
 from dataclasses import dataclass
 
 from nbsgl.engine.batch import RowResult
+from nbsgl.engine.constraint import Constraint, ready_or_standin
+from nbsgl.engine.grammar import CompiledGrammar
+from nbsgl.engine.jump_forward import JumpForward
 from nbsgl.engine.request import ForcedRun, Queued, SampledRun, Sequence
 from nbsgl.engine.segments import Forced, Sampled, TokenScores, Update
 from nbsgl.engine.stop import Ending, StopRules, Vocab
@@ -54,11 +57,11 @@ def _check_slots(num_tokens: int, bounds: Bounds) -> None:
         )
 
 
-def begin_segments(seq: Sequence, bounds: Bounds) -> None:
+def begin_segments(seq: Sequence, bounds: Bounds, jump: JumpForward) -> bool:
     """Take segments from the queue as far as they can be computed together: forced runs, then at most one sampled.
 
-    A run that must not draw waits until the forced runs before it are done.  Raises the error of the segment at
-    the head of the queue, which stays there.
+    A run that must not draw waits until the forced runs before it are done.  True if a run waits for its grammar's
+    compile.  Raises the error of the segment at the head of the queue, which stays there.
     """
     while seq.queue and seq.run is None:
         head = seq.queue[0]
@@ -66,11 +69,22 @@ def begin_segments(seq: Sequence, bounds: Bounds) -> None:
             raise head.error
         if isinstance(head.segment, Forced):
             if head.segment.score_from >= 0 and any(forced.score_begin >= 0 for forced in seq.forced):
-                return  # one row has one range of scores
+                return False  # one row has one range of scores
             _begin_forced(seq, head, head.segment, bounds)
-        elif not _begin_sampled(seq, head, head.segment, bounds):
-            return
+        else:
+            compiled = pending = None
+            if head.segment.grammar is not None:
+                compiled, pending = ready_or_standin(head.grammar, head.segment.grammar)
+                if compiled is None:
+                    return True
+            constraint = _constraint(seq, head, head.segment, bounds, compiled)
+            if constraint is not None:
+                constraint.pending = pending
+                jump.serve(constraint)
+            if not _begin_sampled(seq, head, head.segment, bounds, constraint, jump):
+                return False
         seq.queue.popleft()
+    return False
 
 
 def _begin_forced(seq: Sequence, head: Queued, segment: Forced, bounds: Bounds) -> None:
@@ -84,23 +98,42 @@ def _begin_forced(seq: Sequence, head: Queued, segment: Forced, bounds: Bounds) 
     seq.forced.append(ForcedRun(head.number, begin, end, head.received, score_begin, segment.top))
 
 
-def _begin_sampled(seq: Sequence, head: Queued, segment: Sampled, bounds: Bounds) -> bool:
-    """Make it the sequence's run; False if it has to wait for the forced runs before it."""
-    params = segment.params
-    matcher = head.grammar.matcher() if head.grammar is not None else None
+def _constraint(
+    seq: Sequence, head: Queued, segment: Sampled, bounds: Bounds, compiled: CompiledGrammar | None
+) -> Constraint | None:
+    if compiled is None or segment.grammar is None:
+        return None
+    limit = _limit(seq, segment.params.max_tokens, bounds)
+    return Constraint(compiled, head.grammar, segment.grammar, seq.tokens, limit)
+
+
+def _begin_sampled(
+    seq: Sequence, head: Queued, segment: Sampled, bounds: Bounds, constraint: Constraint | None, jump: JumpForward
+) -> bool:
+    """Make it the sequence's run; False if it has to wait for the forced runs before it.
+
+    What its grammar leaves no choice about from the start may be appended, without being drawn.
+    """
+    params, begin = segment.params, len(seq.tokens)
     limit = _limit(seq, params.max_tokens, bounds)
-    rules = StopRules(params, limit, bounds.eos_ids, bounds.vocab, matcher)
+    rules = StopRules(params, limit, bounds.eos_ids, bounds.vocab, constraint)
     needs_no_token = rules.at_start() is not None
     if needs_no_token and seq.forced:
         return False
     is_probe = limit == 0 and params.return_logprob
     if is_probe or not needs_no_token:
-        _check_slots(len(seq.tokens) + max(limit, 1) - 1, bounds)
+        _check_slots(begin + max(limit, 1) - 1, bounds)
     if not seq.tokens and (is_probe or not needs_no_token):
         raise ParameterError("A sampled run needs at least one token before it.", hint="Begin with a forced run.")
-    seq.run = SampledRun(
-        head.number, params, len(seq.tokens), limit, rules, head.received, matcher=matcher, stream=segment.stream
+    run = SampledRun(
+        head.number, params, begin, limit, rules, head.received, constraint=constraint, stream=segment.stream
     )
+    if not needs_no_token:
+        run.ending = jump.spell(run, seq.tokens)
+        if run.ending is not None and seq.forced:
+            del seq.tokens[begin:]
+            return False
+    seq.run = run
     return True
 
 
@@ -117,8 +150,10 @@ def _limit(seq: Sequence, max_tokens: int | str, bounds: Bounds) -> int:
 def ending_at_start(seq: Sequence) -> Ending | None:
     """The end of a run that has just begun and needs no token; a probe still has to be computed."""
     run = seq.run
-    if run is None or seq.forced or run.num_pending or seq.num_drawn:
+    if run is None or seq.forced or run.num_pending:
         return None
+    if run.ending is not None or seq.num_drawn:
+        return run.ending
     ending = run.rules.at_start()
     if ending is not None and run.is_probe and run.params.return_logprob and ending.finish.type == "length":
         return None
@@ -128,16 +163,16 @@ def ending_at_start(seq: Sequence) -> Ending | None:
 # ---- going on
 
 
-def take_token(run: SampledRun, tokens: array[int], result: RowResult) -> Ending | None:
-    """Append a drawn token; the run's end if that was it.  Raises `stop.Refused`."""
+def take_token(run: SampledRun, tokens: array[int], token: int, result: RowResult) -> Ending | None:
+    """Append a token drawn with this result; the run's end if that was it.  Raises `stop.Refused`."""
     if run.params.return_logprob:
         run.logprobs.append(result.logprob)
         run.tops.append(result.top)
     if run.is_probe:
         run.logprobs.clear()
         return run.rules.at_start()
-    ending = run.rules.feed(result.token)
-    tokens.append(result.token)
+    ending = run.rules.feed(token)
+    tokens.append(token)
     return ending
 
 
@@ -189,6 +224,7 @@ def end_run(seq: Sequence, ending: Ending, now: float) -> Update:
         queued_s=_since(run.received, run.launched_at, now),
         ttft_s=_since(run.received, run.first_at, now),
         e2e_s=now - run.received,
+        grammar=run.constraint.use() if run.constraint is not None else None,
     )
     if run.num_pending:  # it ran once too often
         seq.epoch += 1

@@ -44,6 +44,8 @@ class InstantRunner:
     `launches` holds (launched at, done at, rows, tokens) of each step, times of the monotonic clock.
     """
 
+    has_device_grammars = False
+
     def __init__(self, max_running: int, step_s: float = 0.0, token_s: float = 0.0) -> None:
         self._step_s, self._token_s = step_s, token_s
         self._done_at = 0.0

@@ -38,6 +38,7 @@ class Waits:
 
     def __init__(self, runner: Any) -> None:
         self.runner, self.seconds = runner, 0.0
+        self.has_device_grammars = runner.has_device_grammars
 
     def launch(self, batch: Batch) -> Launched:
         launched = self.runner.launch(batch)

@@ -34,7 +34,7 @@ class Events:
     """A runner that puts events around every launch."""
 
     def __init__(self, runner: Any) -> None:
-        self.runner = runner
+        self.runner, self.has_device_grammars = runner, runner.has_device_grammars
         self.steps: list[tuple[int, int, torch.cuda.Event, torch.cuda.Event, float]] = []
 
     def launch(self, batch: Batch) -> Launched:

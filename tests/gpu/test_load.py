@@ -170,6 +170,7 @@ class ScarceRunner:
 
     def __init__(self, runner: Any) -> None:
         self.runner, self.most_tokens = runner, None
+        self.has_device_grammars = runner.has_device_grammars
 
     def launch(self, batch: Batch) -> Launched:
         if self.most_tokens is not None and batch.num_tokens > self.most_tokens:

@@ -35,7 +35,7 @@ class WatchedRunner:
     """The model's runner; after each launch the page table on the device must say what the scheduler says."""
 
     def __init__(self, runner: Any) -> None:
-        self.runner = runner
+        self.runner, self.has_device_grammars = runner, runner.has_device_grammars
         self.scheduler: Scheduler | None = None
         self.num_compared = 0  # positions
 

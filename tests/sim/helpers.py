@@ -2,32 +2,49 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 from nbsgl.engine.scheduler import Limits, Scheduler
 from nbsgl.engine.segments import Forced, Sampled, Segment, Update
 from nbsgl.protocol import GrammarSpec, SamplingParams, pack_ids, unpack_ids
 from tests.sim.oracle import EOS, VOCAB, OracleRunner
-from tests.sim.toy_grammar import ToyGrammar
+from tests.sim.toy_grammar import ToyEncoder, ToyGrammar
 
 
 def forced(*ids: int, score_from: int = -1, top: int = 0) -> Forced:
     return Forced(ids=pack_ids(ids), score_from=score_from, top=top)
 
 
-def greedy(max_tokens: int | str, *, stream: bool = False, size: int | None = None, **params: Any) -> Sampled:
-    """A run at temperature 0 that ignores EOS unless told; `size` gives it the toy grammar of that size."""
+def greedy(
+    max_tokens: int | str,
+    *,
+    stream: bool = False,
+    size: int | str | None = None,
+    jump: Literal["off", "verify", "canonical"] = "verify",
+    **params: Any,
+) -> Sampled:
+    """A run at temperature 0 that ignores EOS unless told; `size` gives it the toy grammar of that size or text."""
     settings = {"temperature": 0.0, "ignore_eos": True, "seed": 0, **params}
-    grammar = GrammarSpec(kind="regex", text=str(size)) if size is not None else None
+    grammar = GrammarSpec(kind="regex", text=str(size), jump=jump) if size is not None else None
     return Sampled(params=SamplingParams(max_tokens=max_tokens, **settings), grammar=grammar, stream=stream)
 
 
 class Engine:
     """Scheduler, oracle and all updates; strict: the census runs after every step."""
 
-    def __init__(self, *, context_length: int = 400, strict: bool = True, **limits: Any) -> None:
+    def __init__(
+        self,
+        *,
+        context_length: int = 400,
+        strict: bool = True,
+        has_tables: bool = False,
+        compile_grammar: Callable[[GrammarSpec], Any] | None = None,
+        **limits: Any,
+    ) -> None:
+        """`has_tables`: the device masks and steps grammars by itself."""
         chosen = Limits(**{"num_slots": 256, "max_running": 8, "token_budget": 64, "policy": "fcfs", **limits})
-        self.runner = OracleRunner(chosen.num_slots)
+        self.runner = OracleRunner(chosen.num_slots, has_device_grammars=has_tables)
         self.updates: list[Update] = []
         self.now = 0.0
         self.scheduler = Scheduler(
@@ -35,7 +52,8 @@ class Engine:
             self.runner,
             eos_ids=[EOS],
             vocab_bytes=VOCAB,
-            compile_grammar=lambda spec: ToyGrammar(spec.text),
+            compile_grammar=compile_grammar or (lambda spec: ToyGrammar(spec.text, VOCAB, has_tables=has_tables)),
+            encode=ToyEncoder(VOCAB),
             context_length=context_length,
             emit=self.updates.extend,
             clock=lambda: self.now,

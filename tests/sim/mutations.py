@@ -131,9 +131,9 @@ def chunk_off_by_one(monkeypatch: Any) -> None:
 def run_idx_reset_after_retraction(monkeypatch: Any) -> None:
     entry = Scheduler._entry
 
-    def resetting(self: Scheduler, seq: Sequence, num_tokens: int) -> Any:
+    def resetting(self: Scheduler, seq: Sequence, *what: Any) -> Any:
         is_fresh = seq.run is not None and seq.run.is_fresh
-        made = entry(self, seq, num_tokens)
+        made = entry(self, seq, *what)
         if is_fresh and made.row.params is not None:
             made.row.run_idx = 0
         return made

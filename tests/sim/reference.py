@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from nbsgl.engine.grammar.forced import propose
+from nbsgl.engine.jump_forward import MOST_DRAFT
 from nbsgl.engine.segments import Forced, Sampled, Segment
 from nbsgl.protocol import Finish, SamplingParams, unpack_ids
 from tests.sim.oracle import EOS, START, VOCAB, entries_of, pick, score_of
-from tests.sim.toy_grammar import ToyMatcher
+from tests.sim.toy_grammar import ToyEncoder, ToyGrammar, ToyMatcher
 
 
 @dataclass
@@ -52,7 +54,8 @@ def _sampled(tokens: list[int], segment: Sampled, context_length: int, capacity:
         limit = params.max_tokens
         if len(tokens) + limit > context_length:
             return Outcome(error="RequestTooLong")
-    matcher = ToyMatcher(segment.grammar.text) if segment.grammar else None
+    matcher = ToyGrammar(segment.grammar.text, VOCAB).matcher() if segment.grammar else None
+    is_canonical = segment.grammar is not None and segment.grammar.jump == "canonical"
     ends_free = limit == 0 or (matcher is not None and matcher.is_finished())
     if not tokens and not (ends_free and not (limit == 0 and params.return_logprob)):
         return Outcome(error="ParameterError")
@@ -61,7 +64,7 @@ def _sampled(tokens: list[int], segment: Sampled, context_length: int, capacity:
         outcome.finish = Finish(type="stop")
         return outcome
     while len(run) < limit:
-        token, logprob = _draw(tokens + run, params, len(run), matcher)
+        token, logprob = _draw(tokens + run, params, len(run), matcher, is_canonical)
         if _is_stop_token(token, params, len(run), matcher):
             outcome.finish = Finish(type="stop", matched=token)
             break
@@ -89,7 +92,9 @@ def _sampled(tokens: list[int], segment: Sampled, context_length: int, capacity:
     return outcome
 
 
-def _draw(tokens: list[int], params: SamplingParams, idx: int, matcher: ToyMatcher | None) -> tuple[int, float]:
+def _draw(
+    tokens: list[int], params: SamplingParams, idx: int, matcher: ToyMatcher | None, is_canonical: bool
+) -> tuple[int, float]:
     entry = entries_of(tokens)[-1] if tokens else START
     ban: set[int] = set()
     if idx < params.min_tokens:
@@ -98,7 +103,11 @@ def _draw(tokens: list[int], params: SamplingParams, idx: int, matcher: ToyMatch
         if matcher is None:
             ban |= set(params.stop_token_ids)
     place = 0 if params.is_greedy else (params.seed or 0) * 1000 + idx + 1
-    token = pick(entry, place, sorted(ban), matcher)
+    allowed = matcher.allowed() if matcher is not None else None
+    if matcher is not None and is_canonical:
+        proposed = propose(matcher, VOCAB[tokens[-1]] or b"", VOCAB, ToyEncoder(VOCAB), MOST_DRAFT)
+        allowed = set(proposed[:1]) or allowed
+    token = pick(entry, place, sorted(ban), allowed)
     return token, score_of(entry, token)
 
 
@@ -133,6 +142,6 @@ def _stop_string(run: list[int], params: SamplingParams, segment: Sampled) -> tu
 def _is_in_language(run: list[int], tail: bytes, segment: Sampled) -> bool:
     if segment.grammar is None:
         return True
-    matcher = ToyMatcher(segment.grammar.text)
+    matcher = ToyGrammar(segment.grammar.text, VOCAB).matcher()
     spelt = [VOCAB.index(bytes([byte])) if bytes([byte]) in VOCAB else -1 for byte in tail]
     return all(matcher.advance(token) for token in [*run, *spelt]) and matcher.is_accepting()

@@ -26,7 +26,7 @@ from nbsgl.engine.segments import Forced, Segment, Update
 from nbsgl.protocol import GrammarSpec, unpack_ids
 from tests.sim.oracle import EOS, START, VOCAB, OracleRunner, entries_of, kv_entry
 from tests.sim.reference import Outcome, run_segment
-from tests.sim.toy_grammar import ToyGrammar
+from tests.sim.toy_grammar import ToyEncoder, ToyGrammar, ToyPending
 from tests.sim.workload import SwarmConfig, Workload
 
 DRAIN_STEPS = 10_000
@@ -72,6 +72,7 @@ class World:
         self.seed = seed
         self.config = SwarmConfig.draw(random.Random(f"config {seed}"))
         self.work_rng, self.fault_rng = random.Random(f"work {seed}"), random.Random(f"faults {seed}")
+        self.compile_rng = random.Random(f"compiles {seed}")
         self.workload = Workload(self.work_rng, self.config)
         self.now = 0.0
         self.step_no = 0
@@ -87,12 +88,14 @@ class World:
         self.runner = OracleRunner(
             limits.num_slots, self._nan_fault, self._fault("launch_oom"), self._fault("result_oom"), self._watch
         )
+        self.runner.has_device_grammars = limits.overlap  # as on a GPU
         self.scheduler = Scheduler(
             limits,
             self.runner,
             eos_ids=[EOS],
             vocab_bytes=VOCAB,
-            compile_grammar=_compile,
+            compile_grammar=self._compile,
+            encode=ToyEncoder(VOCAB),
             context_length=self.config.context_length,
             emit=self._take,
             clock=lambda: self.now,
@@ -192,6 +195,16 @@ class World:
         branch.is_closed = True
         self._note("close", branch.id)
         self.scheduler.close(branch.id)
+
+    def _compile(self, spec: GrammarSpec) -> ToyGrammar | ToyPending:
+        """At once, or after a while with something to stand in or without."""
+        rng = self.compile_rng
+        has_tables = rng.random() < 0.6
+        if rng.random() < 0.5:
+            return ToyGrammar(spec.text, VOCAB, has_tables=has_tables)
+        return ToyPending(
+            spec.text, VOCAB, rng.choice((0, 1, 3, 9)), stands_in=rng.random() < 0.5, has_tables=has_tables
+        )
 
     # ---- faults
 
@@ -400,7 +413,7 @@ class World:
         """I13: without faults all work ends, and nothing is held afterwards."""
         self.has_faults = False
         scheduler, begin = self.scheduler, self.step_no
-        while scheduler.step():
+        while scheduler.step() or scheduler.awaits_grammars:
             self.step_no += 1
             self._check()
             self._demand(self.step_no - begin < DRAIN_STEPS, "I13: the work does not end")
@@ -424,10 +437,6 @@ class World:
 
     def _note(self, *event: object) -> None:
         self.events.append(f"{self.step_no}: " + " ".join(map(str, event)))
-
-
-def _compile(spec: GrammarSpec) -> ToyGrammar:
-    return ToyGrammar(spec.text)
 
 
 def simulate(seed: int, steps: int) -> World:

@@ -9,6 +9,7 @@ from nbsgl.engine.scheduler import Limits
 from nbsgl.engine.segments import Forced, Sampled, Segment
 from nbsgl.protocol import GrammarSpec, SamplingParams, pack_ids
 
+PATTERNS = ("cabdegd?cabcab", "ddeg?aabbddeg??bcabcdfcab", "??ddef?", "ddefgh", "c", "de?fg?hd?dd?ee?ff?gg?hh?dddd")
 TEXT_IDS = 14  # prompts use the single letters, so that a small tree is shared often
 
 
@@ -99,6 +100,11 @@ class Workload:
             top_logprobs_num=rng.choice((0, 1)),
         )
         grammar = None
-        if rng.random() < 0.15:
+        if rng.random() < 0.3:
             grammar = GrammarSpec(kind="regex", text=rng.choice(("0", "1", "3", "7", "12", "12", "12", "bad")))
+            if rng.random() < 0.6:
+                text = rng.choice(PATTERNS)
+                grammar = GrammarSpec(
+                    kind="regex", text=text, jump=rng.choice(("off", "verify", "verify", "canonical"))
+                )
         return Sampled(params=params, grammar=grammar, stream=rng.random() < 0.5)

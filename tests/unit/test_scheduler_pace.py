@@ -21,6 +21,7 @@ class TimedRunner:
     def __init__(self, engine: Engine, cost: Callable[[Batch], float]) -> None:
         self.engine, self.cost, self.runner = engine, cost, engine.runner
         self.free_at = 0.0
+        self.has_device_grammars = self.runner.has_device_grammars
 
     def launch(self, batch: Batch) -> Launched:
         launched = self.runner.launch(batch)
