@@ -137,6 +137,21 @@ def test_broken_lines_are_told_and_get_a_valid_id() -> None:
     assert all(0 <= token < VOCAB for token in tokens)
 
 
+def test_of_a_rows_lines_only_the_flagged_one_moves_its_state() -> None:
+    tables, logits = make_tables(3, VOCAB, states=40), torch.randn(3, VOCAB)
+    arena = TableArena(CPU, VOCAB, 1 << 20)
+    begin, states = arena.place([tables])[0], torch.tensor([7, START, 7], dtype=torch.int32)
+    rows, flags = int32(1, 1, 1), int32(1, 0, 0)
+    out, last = torch.zeros((2, 3), dtype=torch.int32), int32(-7, -7, -7)
+    lines = TableLines(int32(begin, begin, begin), int32(-1, 9, 30), states, arena.block)
+    keys = torch.tensor([draw_keys(1, i) for i in range(3)], dtype=torch.int32)
+    draw(logits, torch.ones(3), keys, rows, flags, last, out, DrawScratch(3, CPU), lines=lines, pdl=False)
+    tokens = out[0].tolist()
+    assert all(tables.allowed(state)[token] for state, token in zip((START, 9, 30), tokens))
+    assert states.tolist() == [7, tables.behind(START, tokens[0]), 7]
+    assert last.tolist() == [-7, tokens[0], -7]
+
+
 def test_gathered_masks_are_the_matchers_less_their_bans() -> None:
     lines = Lines(12, 7)
     chosen = [i for i, tables in enumerate(lines.tables) if tables is not None]

@@ -305,6 +305,27 @@ def test_a_draft_may_follow_a_token_that_the_host_has_not_seen(loaded: LoadedMod
             assert_same(found, one_by_one(loaded.runner, [Drafted([*prompt, first], draft, DRAWN)]))
 
 
+@pytest.mark.parametrize("params", [DRAWN, FILTERED])
+def test_a_draft_may_follow_a_state_that_the_host_does_not_know(loaded: LoadedModel, params: SamplingParams) -> None:
+    """The first draw's state is on the device, and steps on there; the other draws are given theirs."""
+    prompt, runner = [5, 6, 7, 8], with_kernels(loaded)
+    first = Row(0, 0, 4, prompt, 0, slots_of(0), params=params, run_begin=4, tables=LARGE, states=[START])
+    token = runner.launch(Batch([first])).result()[0].token
+    behind = LARGE.behind(START, token)
+    draft = walk(LARGE, 3, behind)
+    states = LARGE.along(draft, behind)
+    row = Row(0, 4, 4, prompt, params=params, is_fed_back=True, run_begin=4, run_idx=1, draft=draft, tables=LARGE,
+              states=[-1, *states[1:]])  # fmt: skip
+    found = runner.launch(Batch([row])).result()[0]
+    assert runner.grammars.states[0] == LARGE.behind(behind, found.token)
+    loaded.runner.forget()
+    for i, drawn in enumerate([found.token, *found.more]):
+        known = [*prompt, token, *draft[:i]]
+        row = Row(0, 0, len(known), known, 0, slots_of(0), params=params, run_idx=1 + i,
+                  matcher=TableMatcher(LARGE, states[i]))  # fmt: skip
+        assert loaded.runner.launch(Batch([row])).result()[0].token == drawn
+
+
 def test_rounds_hold_one_penalised_line_of_a_row() -> None:
     rows = [
         Row(0, 0, 3, [1], params=PENALISED, draft=[1, 2]),

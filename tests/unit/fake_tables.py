@@ -80,9 +80,9 @@ class TableMatcher:
         del self.states[len(self.states) - num_tokens :]
 
 
-def walk(tables: FakeTables, length: int, seed: int = 0) -> list[int]:
-    """A random way of so many allowed tokens from START; EOS is not taken."""
-    rng, state, tokens = random.Random(seed), START, []
+def walk(tables: FakeTables, length: int, state: int = START, *, seed: int = 0) -> list[int]:
+    """A random way of so many allowed tokens; EOS is not taken."""
+    rng, tokens = random.Random(seed), []
     for _ in range(length):
         choices = [t for t in np.flatnonzero(tables.allowed(state)).tolist() if tables.behind(state, t) != DONE]
         tokens.append(rng.choice(choices))

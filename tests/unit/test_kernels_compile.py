@@ -23,8 +23,30 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime import driver
 
-from nbsgl.engine.kernels import draw, edit, extend_attention, fused, logsumexp, nucleus, split_decode
-from nbsgl.engine.kernels.aot import Card, Compiled, ModelShape, Variant, compile_jobs, jobs, module_variants
+from nbsgl.engine.kernels import (
+    decode_attention,
+    draw,
+    edit,
+    extend_attention,
+    flat_indices,
+    fused,
+    logsumexp,
+    merge_states,
+    nucleus,
+    rope_kv,
+    split_decode,
+    tables,
+)
+from nbsgl.engine.kernels.aot import (
+    Card,
+    Compiled,
+    ModelShape,
+    Variant,
+    compile_jobs,
+    jobs,
+    module_variants,
+    modules,
+)
 from nbsgl.engine.kernels.gemv import gemv
 from nbsgl.engine.kernels.invariant_matmul import invariant_matmul
 
@@ -139,6 +161,22 @@ def launch_invariant(shape: ModelShape, pdl: bool) -> None:
             invariant_matmul(meta(num_rows, k), meta(n, k), meta(num_rows, n))
 
 
+def table_lines(num: int) -> tables.TableLines:
+    """Columns as they lie in a larger block, from any number on."""
+    columns = meta(2, num + 1, dtype=torch.int32)
+    return tables.TableLines(
+        columns[0, 1:], columns[1, 1:], meta(513, dtype=torch.int32), meta(4096, dtype=torch.int32)
+    )
+
+
+def launch_tables(shape: ModelShape, pdl: bool) -> None:
+    for num in (1, 16, 77):
+        ints, words = meta(num, dtype=torch.int32), -(-shape.vocab // 32)
+        lists = ints, meta(num + 1, dtype=torch.int32), meta(2 * num, dtype=torch.int32)
+        tables.gather_masks(table_lines(num), ints, *lists, meta(num + 3, words, dtype=torch.int32)[3:])
+        tables.step_states(table_lines(num), ints, ints)
+
+
 def launch_draws(shape: ModelShape, pdl: bool, *, filtered: bool) -> None:
     scratch = draw.DrawScratch(512, torch.device("meta"))
     for dtype, num in itertools.product((shape.dtype, torch.float32), (1, 7, 512)):
@@ -148,7 +186,8 @@ def launch_draws(shape: ModelShape, pdl: bool, *, filtered: bool) -> None:
             filters = (floats, ints, floats, floats)
             nucleus.draw_filtered(meta(num, shape.vocab, dtype=dtype), *filters, *given, pdl=pdl)
         else:
-            draw.draw(meta(num, shape.vocab, dtype=dtype), floats, *given, pdl=pdl)
+            for lines in (None, table_lines(num)):
+                draw.draw(meta(num, shape.vocab, dtype=dtype), floats, *given, lines=lines, pdl=pdl)
 
 
 def launch_edits(shape: ModelShape, pdl: bool) -> None:
@@ -183,6 +222,55 @@ def launch_splits(shape: ModelShape, pdl: bool) -> None:
         split_decode.split_decode(*given, scratch=scratch, splits=splits, pdl=pdl)
 
 
+def norms_of(shape: ModelShape) -> dict[str, Any]:
+    norm = meta(shape.head_dim) if shape.qk_norm else None
+    return {"q_norm": norm, "k_norm": norm, "eps": 1e-5}
+
+
+def launch_rotations(shape: ModelShape, pdl: bool) -> None:
+    cache, angles = meta(99, shape.kv_heads, shape.head_dim), meta(64, shape.head_dim, dtype=torch.float32)
+    for num, keeps_k in itertools.product((1, 16, 77), (False, True)):
+        ints, q = meta(num, dtype=torch.int32), meta(num, shape.heads, shape.head_dim)
+        given = meta(num, shape.qkv_size), q, cache, cache, meta(5, 4095, dtype=torch.int32), ints, ints, angles, angles
+        rope_kv.rope_kv(*given, num_heads=shape.heads, **norms_of(shape), keeps_k=keeps_k, pdl=pdl)
+
+
+def launch_decodes(shape: ModelShape, pdl: bool) -> None:
+    sizes = SimpleNamespace(num_heads=shape.heads, num_kv_heads=shape.kv_heads, head_dim=shape.head_dim)
+    scratch = decode_attention.DecodeScratch(sizes, torch.device("meta"))
+    cache, angles = meta(99, shape.kv_heads, shape.head_dim), meta(64, shape.head_dim, dtype=torch.float32)
+    for num in range(1, decode_attention.MAX_BATCH + 1):
+        ints, out = meta(num, dtype=torch.int32), meta(num, shape.q_size)
+        given = (
+            meta(num, shape.qkv_size),
+            out,
+            cache,
+            cache,
+            meta(5, 4095, dtype=torch.int32),
+            ints,
+            ints,
+            angles,
+            angles,
+        )
+        decode_attention.decode_attention(
+            *given, num_heads=shape.heads, **norms_of(shape), scratch=scratch, pdl=pdl
+        )  # fmt: skip
+
+
+def launch_flat_indices(shape: ModelShape, pdl: bool) -> None:
+    for num, page_size, has_starts in itertools.product((1, 77), flat_indices.PAGE_SIZES, (False, True)):
+        ints = meta(num, dtype=torch.int32)
+        out = {name: meta(num + 1, dtype=torch.int32) for name in ("indptr", "indices", "last_lens")}
+        given = meta(5, 4095, dtype=torch.int32), ints, ints if has_starts else None, ints
+        flat_indices.flat_indices(*given, page_size=page_size, max_pages=3_000, **out)
+
+
+def launch_merges(shape: ModelShape, pdl: bool) -> None:
+    for num in (1, 77):
+        out, lse = meta(num, shape.heads, shape.head_dim), meta(num, shape.heads, dtype=torch.float32)
+        merge_states.merge_states(out, lse, meta(num, dtype=torch.int32), out, lse)
+
+
 LAUNCHES = [
     ("gemv", launch_gemvs),
     ("fused", launch_fused),
@@ -193,7 +281,16 @@ LAUNCHES = [
     ("nucleus", partial(launch_draws, filtered=True)),
     ("edit", launch_edits),
     ("logsumexp", launch_logsumexp),
+    ("tables", launch_tables),
+    ("rope_kv", launch_rotations),
+    ("decode_attention", launch_decodes),
+    ("flat_indices", launch_flat_indices),
+    ("merge_states", launch_merges),
 ]
+
+
+def test_no_kernel_module_is_left_out() -> None:
+    assert {f"nbsgl.engine.kernels.{name}" for name, _ in LAUNCHES} == set(modules())
 
 
 @pytest.mark.parametrize("capability", [80, 90])

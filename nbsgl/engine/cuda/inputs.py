@@ -23,7 +23,8 @@ from nbsgl.engine.cuda.draws import DrawTable
 from nbsgl.engine.drafts import lines_of
 
 TOKEN_COLS = 4  # token id (-1: the row's last drawn), page-table row, position, position + 1
-WANTED_COLS = 6  # index of the token, page-table row, 1 if drawn, temperature (float32 bits), two keys
+# index of the token, page-table row, 1 if it is its row's first draw, temperature (float32 bits), two keys
+WANTED_COLS = 6
 MASK_COLS = 2  # where the grammar begins in the arena or -1, its state or -1
 FED_BACK = -1
 NUM_STAGES = 4  # pinned blocks in turn: at most two steps are in flight
@@ -267,6 +268,7 @@ class InputBlock:
         if num_drawn:
             places = np.fromiter((line.row for line in lines), np.int32, num_drawn)
             columns[1, :num_drawn] = places
-            columns[2, :num_drawn] = 1
+            columns[2, :1] = 1
+            np.not_equal(places[1:], places[:-1], out=columns[2, 1:num_drawn], casting="unsafe")  # of a draft the first
             columns[3, :num_drawn] = draws.temperatures[places].view(np.int32)
             keys[:num_drawn] = draws.keys(places, np.fromiter((line.run_idx for line in lines), np.int64, num_drawn))

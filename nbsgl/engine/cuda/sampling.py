@@ -42,6 +42,17 @@ class _Edits:
     tabled: list[int]
 
 
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """Where all lines stand in their grammars; the same for the lines whose draw steps their row's state; `rows` int32
+    `[lines]`, of the page table.
+    """
+
+    lines: TableLines
+    stepped: TableLines
+    rows: Tensor
+
+
 class KernelSampling:
     """Draws for `Sampler` on CUDA; the penalties' state is the sampler's.
 
@@ -79,7 +90,7 @@ class KernelSampling:
             drawn = self._choose(changed, [rows[i] for i in edits.lines], set())[0]
             tokens.index_copy_(0, index_of(edits.lines, self.device), drawn)
         if placed is not None:
-            step_states(*placed, tokens)
+            step_states(placed.stepped, placed.rows, tokens)
         if penalised:
             drawn = tokens.index_select(0, index_of(penalised, self.device)).long()
             at = index_of(list(places.values()), self.device)
@@ -148,7 +159,7 @@ class KernelSampling:
         logits: Tensor,
         edits: _Edits,
         rows: Sequence[Row],
-        placed: tuple[TableLines, Tensor] | None,
+        placed: _Placed | None,
         max_score: float,
     ) -> Tensor:
         """The changed lines, float32 `[len(edits.lines), vocab]`."""
@@ -171,7 +182,7 @@ class KernelSampling:
         )
         return changed
 
-    def _masks(self, edits: _Edits, rows: Sequence[Row], placed: tuple[TableLines, Tensor] | None) -> Tensor:
+    def _masks(self, edits: _Edits, rows: Sequence[Row], placed: _Placed | None) -> Tensor:
         """int32 `[masks, ceil(vocab / 32)]`: what each line's grammar allows and no ban forbids.
 
         Where a ban leaves nothing that the grammar allows, the grammar wins: the row goes on without its ban.
@@ -187,7 +198,7 @@ class KernelSampling:
         block = np.array([*edits.tabled, *begins, *(token for some in bans for token in some)], np.int32)
         sent = to_device(block, self.device, torch.int32)
         parts = sent.split([num_tabled, num_tabled + 1, int(begins[-1])])
-        gather_masks(*placed, *parts, masks[num:])
+        gather_masks(placed.lines, placed.rows, *parts, masks[num:])
         return masks
 
     def _filled(self, rows: Sequence[Row]) -> Tensor:
@@ -204,14 +215,17 @@ class KernelSampling:
     def _bans(self, row: Row) -> list[int]:
         return [token for token in row.ban_ids if token < self.vocab_size]
 
-    def _placed(self, rows: Sequence[Row]) -> tuple[TableLines, Tensor]:
-        """Where the lines stand in their grammars, and their page-table rows (int32 `[rows]`)."""
+    def _placed(self, rows: Sequence[Row]) -> _Placed:
+        """Of a draft's lines the first steps the state: the others are given theirs, and nobody asks for the last."""
         assert self.grammars is not None, "only a runner that places tables gives them to its sampler"
-        block = np.empty((3, len(rows)), np.int32)
+        block = np.empty((4, len(rows)), np.int32)
         block[:2] = self.grammars.columns(rows)
-        block[2] = [row.row for row in rows]
-        grammars, given, table_rows = to_device(block, self.device, torch.int32).unbind(0)
-        return self.grammars.lines_on(grammars, given), table_rows
+        block[2] = block[0]
+        block[3] = [row.row for row in rows]
+        block[2, 1:][block[3, 1:] == block[3, :-1]] = -1
+        grammars, given, stepped, table_rows = to_device(block, self.device, torch.int32).unbind(0)
+        lines_on = self.grammars.lines_on
+        return _Placed(lines_on(grammars, given), lines_on(stepped, given), table_rows)
 
 
 def _ban(words: np.ndarray, tokens: list[int]) -> None:

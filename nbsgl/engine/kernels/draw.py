@@ -84,7 +84,8 @@ def draw(
     `temperatures` float32 `[n]`, below 1e-6 greedy (ties: the lowest id); `keys` int32 `[n, 2]` of `rng.draw_keys`.
     Writes out[0] = token, out[1] = 1 if the line has no NaN and no infinity (int32 `[2, n]`), and
     last_tokens[rows[i]] = token of line i where flags[i] != 0.  With `lines` it is drawn among the tokens that the
-    line's grammar allows, and lines.states[rows[i]] = the state behind it; no two lines read a state from one place.
+    line's grammar allows, and lines.states[rows[i]] = the state behind it under the same condition; of the lines of
+    one row, if there are several, one is flagged, and no other reads its state from there.
     """
     num_rows, vocab = logits.shape
     splits, chunk = scratch.splits_of(num_rows, vocab)
@@ -273,5 +274,5 @@ def _draw(
         give(token, line, ROWS, FLAGS, LAST, OUT)
         if TABLES is not None:
             behind = state_behind(TABLES, grammar, state, token, is_masked)
-            tl.store(STATES + row, behind, mask=is_masked)
+            tl.store(STATES + row, behind, mask=is_masked & (tl.load(FLAGS + line) != 0))
         tl.store(OUT + out_stride + line, 1 - tl.max(bad, 0))

@@ -51,7 +51,7 @@ def gather_masks(lines: TableLines, rows: Tensor, chosen: Tensor, begins: Tensor
 
 
 def step_states(lines: TableLines, rows: Tensor, tokens: Tensor) -> None:
-    """states[rows[i]] = the state behind tokens[i] (int32 `[n]`), for the lines with a grammar."""
+    """states[rows[i]] = the state behind tokens[i] (int32 `[n]`), for the lines with a grammar; one line a row."""
     num = tokens.shape[0]
     given = (lines.grammars, lines.given, lines.states, lines.block, rows, tokens)
     _step_states[(triton.cdiv(num, LINES),)](*given, num, BLOCK=LINES, num_warps=4)
