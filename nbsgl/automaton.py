@@ -8,12 +8,16 @@ MAX_NODES = 200
 
 
 class AutomatonNode(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One state of the automaton.  `hidden`: how many of its edges lead to nodes that are not shown."""
+    """One state of the automaton.  `hidden`: how many of its edges lead to nodes that are not shown.
+
+    `times` states that look alike for their next three steps are drawn as one: those of a count, `.{1,20}`.
+    """
 
     id: int
     start: bool = False
     accepting: bool = False
     hidden: int = 0
+    times: int = 1
 
 
 class AutomatonEdge(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -10,7 +10,7 @@ import json
 from collections import Counter
 from functools import partial
 
-from nbsgl.automaton import Automaton, AutomatonEdge, GrammarPicture, Place
+from nbsgl.automaton import Automaton, AutomatonEdge, AutomatonNode, GrammarPicture, Place
 from nbsgl.widgets.html import BOX, LABEL, MAX_BYTES, WRAP, esc, fitted, shorten
 from nbsgl.widgets.layered import RADIUS, Drawing, draw
 from nbsgl.widgets.text import one_line, plural, visible
@@ -57,11 +57,16 @@ def automaton_svg(automaton: Automaton, place: Place | None = None, drawing: Dra
         if node.start:
             line = f"M{at.x - RADIUS - 14} {at.y}H{at.x - RADIUS - 5}"
             parts.append(f'<path class="e" d="{line}"/>{_triangle(at.x - RADIUS, at.y)}')
-        if node.hidden:
-            parts.append(f'<text class="m" x="{at.x + 9}" y="{at.y + 20}">+{node.hidden}</text>')
+        if note := node_note(node):
+            parts.append(f'<text class="m" x="{at.x + 8}" y="{at.y + 19}">{note}</text>')
     size = f'width="{drawing.width:g}" height="{drawing.height:g}" viewBox="0 0 {drawing.width:g} {drawing.height:g}"'
     ground = f'<rect class="g" x=".5" y=".5" rx="4" width="{drawing.width - 1:g}" height="{drawing.height - 1:g}"/>'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size}><style>{_STYLE}</style>{ground}{"".join(parts)}</svg>'
+
+
+def node_note(node: AutomatonNode) -> str:
+    """How many states it stands for, and how many edges are not shown."""
+    return " ".join([f"×{node.times}"] * (node.times > 1) + [f"+{node.hidden}"] * (node.hidden > 0))
 
 
 def _triangle(x: float, y: float) -> str:
@@ -137,6 +142,8 @@ def _legend(picture: GrammarPicture) -> str:
     words = ["double ring: may end here", "dashed: forced"]
     if picture.output:
         words += ["blue: the way taken", "orange: where the text stands"]
+    if any(node.times > 1 for node in picture.automaton.nodes):
+        words.append("×n: n states alike, a count")
     if picture.automaton.hidden_nodes:
         words.append(f"+n: edges to the {plural(picture.automaton.hidden_nodes, 'node')} not shown")
     return " · ".join(words)

@@ -16,7 +16,7 @@ import msgspec
 from nbsgl.automaton import Automaton, AutomatonEdge
 
 RADIUS = 11.0
-BAND_WIDTH = 940.0
+BAND_WIDTH = 720.0
 CHAR_WIDTH = 6.65  # of a monospaced font of 11 px
 NODE_HEIGHT, LABEL_HEIGHT, LOOP_HEIGHT = 32.0, 22.0, 26.0
 GAP = 16.0  # between two columns

@@ -4,30 +4,37 @@ from __future__ import annotations
 
 import json
 
-from nbsgl.engine.grammar import dfa, regex
-from nbsgl.engine.grammar.syntax import Syntax, concat, either, literal
+from nbsgl.engine.grammar import dfa, ebnf, regex, tags
+from nbsgl.engine.grammar.syntax import NotRegular, Syntax, concat, either, literal
 from nbsgl.engine.grammar.view import Graph
 from nbsgl.protocol import GrammarSpec
 
 
-class NotRegular(Exception):
-    """There is no automaton to draw; the message says why."""
+def tree_of(spec: GrammarSpec) -> Syntax | NotRegular:
+    """The spec's language as a tree, or why it has none; `BadGrammar` for what is no grammar."""
+    tree = _of_kind(spec)
+    if isinstance(tree, NotRegular):
+        return tree
+    if spec.prefix:
+        tree = concat([literal(spec.prefix), tree])
+    return tags.tree_after(spec.after, tree) if spec.after else tree
 
 
-def tree_of(spec: GrammarSpec) -> Syntax:
-    """The spec's language as a tree; `NotRegular`, or `BadGrammar` for what is no language."""
+def _of_kind(spec: GrammarSpec) -> Syntax | NotRegular:
     if spec.kind == "regex":
-        tree = regex.parse(spec.text)
-    elif spec.kind == "choices":
-        tree = either(literal(text) for text in json.loads(spec.text))
-    else:
-        raise NotRegular(f"{spec.kind} grammars are read by a host engine")
-    return concat([literal(spec.prefix), tree]) if spec.prefix else tree
+        return regex.parse(spec.text)
+    if spec.kind == "choices":
+        return either(literal(text) for text in json.loads(spec.text))
+    if spec.kind == "ebnf":
+        return ebnf.tree_of_ebnf(spec.text)
+    if spec.kind == "tags":
+        return tags.tree_of_tags(spec, tree_of)
+    return NotRegular(f"{spec.kind} grammars are read by a host engine")
 
 
-def graph_of(tree: Syntax, max_states: int) -> Graph:
-    """The compressed automaton; `NotRegular` where it would be too large."""
+def graph_of(tree: Syntax, max_states: int) -> Graph | NotRegular:
+    """The compressed automaton, or that it would be too large."""
     try:
         return Graph(dfa.build(tree, max_states))
     except dfa.TooManyStates as error:
-        raise NotRegular(f"its automaton has more than {error.limit:,} states") from None
+        return NotRegular(f"its automaton has more than {error.limit:,} states")

@@ -5,7 +5,7 @@ Needs no vocabulary and no engine: the view of a run is a function of its spec a
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -22,6 +22,9 @@ from nbsgl.engine.grammar.vocab import TokenVocab
 DEAD, START = 0, 1
 TOP = 10
 EXPECTED = 8
+FOLD_FROM = 24  # nodes from which those that look alike are drawn as one
+FOLD_STEPS = 3
+FOLD_LEAST = 4  # fewer may differ in what matters later
 _LEADS = ((0xC2, 0xDF, 0x1F), (0xE0, 0xEF, 0x0F), (0xF0, 0xF4, 0x07))
 """(first, last, payload bits) of the bytes that begin a character of 2, 3 and 4 bytes."""
 
@@ -163,6 +166,7 @@ class Graph:
                 self._num_before[target] += 1
         self.edges = self._chains()
         self.nodes = sorted({START, *(chain.states[-1] for chain in self.edges)})
+        self.kin = self._alike() if len(self.nodes) > FOLD_FROM else {node: node for node in self.nodes}
         self._hop = {
             hop: (edge, i) for edge, chain in enumerate(self.edges) for i, hop in enumerate(pairwise(chain.states))
         }
@@ -213,26 +217,77 @@ class Graph:
             return None
         return next(iter(ways))
 
+    def _alike(self) -> dict[int, int]:
+        """Node -> the node it is drawn as: the first of those that look alike for the next few steps.
+
+        So a count (`.{1,20}`) is drawn as one node that is n, and its last steps one by one.
+        """
+        outgoing: dict[int, list[int]] = defaultdict(list)
+        for i, chain in enumerate(self.edges):
+            outgoing[chain.states[0]].append(i)
+        what = [(chain.is_literal, len(chain.states), self._meaning(i)) for i, chain in enumerate(self.edges)]
+        group = {node: int(self.accepting[node]) + 2 * (node == START) for node in self.nodes}
+        for _ in range(FOLD_STEPS):
+            signs = {
+                node: (group[node], frozenset((what[i], group[self.edges[i].states[-1]]) for i in outgoing[node]))
+                for node in self.nodes
+            }
+            numbers: dict[object, int] = {}
+            group = {node: numbers.setdefault(sign, len(numbers)) for node, sign in signs.items()}
+        size = Counter(group.values())
+        first: dict[int, int] = {}
+        return {
+            node: first.setdefault(group[node], node) if size[group[node]] >= FOLD_LEAST else node
+            for node in self._by_distance()
+        }
+
+    def _meaning(self, i: int) -> object:
+        chain = self.edges[i]
+        return self.literal(i) if chain.is_literal else self.chars.between(chain.states[0], chain.states[1])
+
+    def _by_distance(self) -> list[int]:
+        place = {state: i for i, state in enumerate(self.states)}
+        return sorted(self.nodes, key=place.__getitem__)
+
     # ---- what is shown -----------------------------------------------------------------------------------------------
 
     def shown(self, around: Iterable[int] = (), limit: int = MAX_NODES) -> Automaton:
         """At most `limit` nodes, nearest to `around` (without any: to the start), with the edges between them."""
-        kept = self._nearest([node for node in around if node in self._beside] or [START], limit)
-        between = [i for i, chain in enumerate(self.edges) if chain.states[0] in kept and chain.states[-1] in kept]
+        kept = self._nearest([self.kin[node] for node in around if node in self.kin] or [START], limit)
+        times = Counter(self.kin.values())
         hidden: dict[int, int] = defaultdict(int)
-        for chain in self.edges:
-            if chain.states[0] in kept and chain.states[-1] not in kept:
-                hidden[chain.states[0]] += 1
-        nodes = [AutomatonNode(n, n == START, self.accepting[n], hidden[n]) for n in self.nodes if n in kept]
-        edges = [self._edge(i) for i in between]
-        return Automaton(nodes, edges, len(self.nodes) - len(nodes), self.num_states)
+        edges: dict[tuple[int, int, object], AutomatonEdge] = {}
+        for i, chain in enumerate(self.edges):
+            source, target = self.kin[chain.states[0]], self.kin[chain.states[-1]]
+            if source in kept and target in kept:
+                edges.setdefault(self._drawn[i], self._edge(i))
+            elif source in kept:
+                hidden[source] += 1
+        nodes = [AutomatonNode(n, n == START, self.accepting[n], hidden[n], times[n]) for n in self.nodes if n in kept]
+        num_hidden = len(times) - len(nodes)
+        return Automaton(nodes, list(edges.values()), num_hidden, self.num_states)
+
+    @cached_property
+    def _drawn(self) -> list[tuple[int, int, object]]:
+        """Edge -> what it looks like: two of the same looks, between the same drawn nodes, are drawn once."""
+        return [
+            (self.kin[chain.states[0]], self.kin[chain.states[-1]], (len(chain.states), self._meaning(i)))
+            for i, chain in enumerate(self.edges)
+        ]
+
+    @cached_property
+    def _drawn_as(self) -> list[int]:
+        """Edge -> the edge that is drawn for it."""
+        first: dict[object, int] = {}
+        return [first.setdefault(looks, i) for i, looks in enumerate(self._drawn)]
 
     @cached_property
     def _beside(self) -> dict[int, list[int]]:
-        found: dict[int, list[int]] = {node: [] for node in self.nodes}
+        found: dict[int, list[int]] = {node: [] for node in self.kin.values()}
         for chain in self.edges:
-            found[chain.states[0]].append(chain.states[-1])
-            found[chain.states[-1]].append(chain.states[0])
+            source, target = self.kin[chain.states[0]], self.kin[chain.states[-1]]
+            found[source].append(target)
+            found[target].append(source)
         return found
 
     def _nearest(self, around: list[int], limit: int) -> set[int]:
@@ -245,9 +300,11 @@ class Graph:
         return set(kept)
 
     def _edge(self, i: int) -> AutomatonEdge:
-        chain = self.edges[i]
+        """Drawn in the place of all that look like it."""
+        chain, i = self.edges[i], self._drawn_as[i]
         label = literal_label(self.literal(i)) if chain.is_literal else self._class_label(chain)
-        return AutomatonEdge(i, chain.states[0], chain.states[-1], label, chain.is_literal, chain.is_forced)
+        source, target = self.kin[chain.states[0]], self.kin[chain.states[-1]]
+        return AutomatonEdge(i, source, target, label, chain.is_literal, chain.is_forced)
 
     def literal(self, edge: int) -> str:
         """The text of a literal edge."""
@@ -273,14 +330,14 @@ class Graph:
             state, inside = after, inside + 1
             if (at, state) not in self._hop:
                 continue  # inside a character
-            edge, hop = self._hop[at, state]
-            at = state
+            number, hop = self._hop[at, state]
+            edge, at = self._drawn_as[number], state
             if hop == 0 and path and path[-1][0] == edge:
                 path[-1][1] += 1
             elif hop == 0:
                 path.append([edge, 1])
-            if state == self.edges[edge].states[-1]:
-                node, edge, inside = state, -1, 0
+            if state == self.edges[number].states[-1]:
+                node, edge, inside = self.kin[state], -1, 0
         taken = data[: len(forced)]
         return Place(
             node=node,
@@ -301,8 +358,8 @@ class Graph:
 
     def around(self, place: Place) -> list[int]:
         """The nodes a view of this place is about: the current one first, then the path backwards."""
-        path = [self.edges[edge].states[0] for edge, _ in reversed(place.path)]
-        ahead = [self.edges[place.edge].states[-1]] if place.edge >= 0 else []
+        path = [self.kin[self.edges[edge].states[0]] for edge, _ in reversed(place.path)]
+        ahead = [self.kin[self.edges[place.edge].states[-1]]] if place.edge >= 0 else []
         return list(dict.fromkeys([place.node, *ahead, *path]))
 
 

@@ -54,7 +54,7 @@ class Diagram {
     return { group, words, label: visible(label) };
   }
 
-  state(svg, { id, x, y }, { start, accepting, hidden }) {
+  state(svg, { id, x, y }, { start, accepting, hidden, times }) {
     const group = shape("g", { class: "nb-node" });
     group.append(shape("circle", { class: "nb-disc", cx: x, cy: y, r: RADIUS }));
     if (accepting) group.append(shape("circle", { class: "nb-ring", cx: x, cy: y, r: RADIUS - 3 }));
@@ -63,7 +63,8 @@ class Diagram {
       group.append(shape("path", { class: "nb-line", d: `M${x - RADIUS - 14} ${y}h9` }));
       group.append(shape("path", { class: "nb-arrow", d: `M${x - RADIUS} ${y}l-7 -3.2v6.4Z` }));
     }
-    if (hidden) group.append(shape("text", { class: "nb-node-more", x: x + 9, y: y + 20 }, `+${hidden}`));
+    const note = [times > 1 && `\u00d7${times}`, hidden && `+${hidden}`].filter(Boolean).join(" ");
+    if (note) group.append(shape("text", { class: "nb-node-more", x: x + 8, y: y + 19 }, note));
     svg.append(group);
     return group;
   }
