@@ -48,6 +48,7 @@ logger = logging.getLogger("nbsgl")
 
 BEAT_S = 0.25  # an empty update at least this often: the step counter that the front watches
 IDLE_S = 0.5
+COMPILE_S = 0.001  # between two looks for a grammar, when nothing else is to be done
 CALM_S = 0.5  # idle for so long: time for the census, and for what the runner prepares ahead
 SWEEP_S = 60.0
 PROGRESS_S = 0.2
@@ -93,6 +94,7 @@ class Worker:
         self._last_sent = self._last_swept = 0.0
         self._idle_since: float | None = None
         self._is_clean = True  # nothing ran since the last census
+        self._is_prepared = False  # all that the runner prepares ahead is there
 
     def emit(self, updates: list[Update]) -> None:
         """All news of one step."""
@@ -103,9 +105,9 @@ class Worker:
         """Run until told to stop."""
         is_busy = prepares = False
         while not self._is_stopping:
-            for message in self.link.receive(0.0 if is_busy or prepares else IDLE_S):
+            for message in self.link.receive(0.0 if is_busy or prepares else self._patience()):
                 self._take(message)
-            if is_busy := self.scheduler.has_work:
+            if is_busy := self.scheduler.has_work or self.scheduler.awaits_grammars:
                 self._is_clean, self._idle_since = False, None
                 is_busy = self.scheduler.step()
             now = time.monotonic()
@@ -115,6 +117,9 @@ class Worker:
                 prepares = self._use_idle_time(now)
             elif now - self._last_swept >= SWEEP_S:
                 self._sweep(now)
+
+    def _patience(self) -> float:
+        return COMPILE_S if self.scheduler.awaits_grammars else IDLE_S
 
     def _beat(self, now: float) -> None:
         if now - self._last_sent >= BEAT_S:
@@ -134,7 +139,8 @@ class Worker:
             if findings := self.scheduler.census():
                 logger.error("the pool's census found %d faults: %s", len(findings), "; ".join(findings[:8]))
                 self.scheduler.repair()
-        return self.scheduler.runner.prepare_next()
+        self._is_prepared = not self.scheduler.runner.prepare_next()
+        return not self._is_prepared
 
     def _sweep(self, now: float) -> None:
         """Collect cycles: Python's own times would fall into a step (60-100 ms with some hundred sequences)."""
@@ -161,6 +167,7 @@ class Worker:
     def _value(self, ask: Ask) -> Any:
         if ask.what == "snapshot":
             value = self.scheduler.snapshot()
+            value["counters"]["prepared"] = int(self._is_prepared)
             if ask.args.get("tree"):
                 value["tree"] = msgspec.to_builtins(self.scheduler.tree_nodes(self._token_text))
             return value
@@ -187,10 +194,10 @@ def start(config: EngineConfig, link: Link, rotate: Callable[[], None]) -> Worke
     timeline.mark("importing torch")
     ahead.stop()
     with ThreadPoolExecutor(1, "nbsgl-vocab") as background:  # while the weights come, which need little of Python
-        early = background.submit(_vocab, config, folder) if folder else None
+        early = background.submit(_texts, config, folder) if folder else None
         model = load(config, progress=_progress_to(link), mark=timeline.mark)
         link.send(Phase(phase="warmup"))
-        vocab = early.result() if early else _vocab(config, model.folder)
+        vocab, encode = early.result() if early else _texts(config, model.folder)
     timeline.mark("vocabulary")
     limits = Limits.of(
         config,
@@ -208,6 +215,7 @@ def start(config: EngineConfig, link: Link, rotate: Callable[[], None]) -> Worke
         compile_grammar=_compiler(vocab),
         context_length=model.context_length,
         emit=lambda updates: worker.emit(updates),
+        encode=encode,
     )
     worker = Worker(link, scheduler, _token_text(vocab), rotate)
     timeline.mark("scheduler")
@@ -247,15 +255,17 @@ def _progress_to(link: Link) -> Callable[[float, str], None]:
     return progress
 
 
-def _vocab(config: EngineConfig, model_folder: Path) -> Any:
-    """The tokens' bytes, for stop strings and grammars; None without a tokenizer."""
+def _texts(config: EngineConfig, model_folder: Path) -> tuple[Any, Any]:
+    """The tokens' bytes, for stop strings and grammars, and how forced text is spelt; None without a tokenizer."""
     if config.skip_tokenizer_init:
-        return None
+        return None, None
     from nbsgl.engine.folders import tokenizer_folder
     from nbsgl.engine.grammar.vocab import TokenVocab
+    from nbsgl.engine.text import PlainEncoder
     from nbsgl.engine.tokenizer_files import TokenizerFiles
 
-    return TokenVocab.of_files(TokenizerFiles.load(tokenizer_folder(config, model_folder)))
+    files = TokenizerFiles.load(tokenizer_folder(config, model_folder))
+    return TokenVocab.of_files(files), PlainEncoder(files)
 
 
 def _padded(tokens: Sequence[bytes | None], vocab_size: int) -> list[bytes | None]:

@@ -14,7 +14,7 @@ from nbsgl.engine.config import EngineConfig
 from nbsgl.engine.graph import GraphRunner
 from nbsgl.engine.scheduler import Limits, Scheduler
 from nbsgl.engine.templates import role_formats
-from nbsgl.engine.text import TextCodec
+from nbsgl.engine.text import PlainEncoder, TextCodec
 from nbsgl.protocol import AnyNode, EngineSnapshot, Listener, ModelInfo
 
 
@@ -75,6 +75,7 @@ class InProcessEngine:
             compile_grammar=partial(grammar.compile, vocab=self.codec.vocab),
             context_length=self.model.context_length,
             emit=lambda updates: self.graph.on_updates(updates),
+            encode=PlainEncoder(self.codec.files),
             strict=strict,
         )
 
