@@ -59,11 +59,12 @@ class ByteFunctions:
             part = keys[begin : begin + rows]
             before, byte_class = np.divmod(part, self.num_classes)
             images = self._steps.take(self.images[before] + (byte_class * size)[:, None])
-            found = [numbers.setdefault(image.tobytes(), len(numbers)) for image in images]
+            behind = np.full(len(part), DEAD_FUNCTION, np.intp)
+            alive = np.flatnonzero(images.any(1))
+            behind[alive] = [numbers.setdefault(image.tobytes(), len(numbers)) for image in images[alive]]
             if len(numbers) > self.max_functions:
                 raise TooManyFunctions(f"more than {self.max_functions:,} functions of {size:,} states")
             self._grow()
-            behind = np.array(found, np.intp)
             self.images[behind] = images
             self.behind[part] = behind * self.num_classes
 

@@ -21,7 +21,7 @@ from nbsgl.engine.grammar.vocab import TokenVocab
 DEAD, DONE, START = 0, 1, 2
 FAR = 0xFFFF  # of `dist`: so many tokens or more, and DEAD's
 MAX_BYTES = 16 << 20
-_FUNCTIONS = 4  # times the tables' limit: what the functions of all prefixes may take on the way
+_FUNCTIONS = 2  # times the tables' limit: what the functions of all prefixes may take on the way
 _HEADER = struct.Struct("<8s7I28x")  # magic; V, S, C, R, words of a row, and the byte automaton's S, K
 _MAGIC, _ALIGNED = b"nbsgl.T1", 64
 
