@@ -16,21 +16,19 @@ from nbsgl.engine.penalties import has_penalty
 def lines_of(row: Row) -> list[Row]:
     """One row for each draw, in order, each as if the draft before it had been drawn; `[row]` without a draft.
 
-    Masks are filled when the sampler asks for them; the row's matcher is where it was before and after.
+    Masks are filled when the sampler asks for them; the row's matcher is where it was before and after.  A row with
+    penalties has no draft: its draws depend on one another.
     """
     if not row.draft:
         return [row]
     assert row.params is not None, "a draft is drawn at each of its places"
+    assert not has_penalty(row.params), "penalties count the tokens drawn before"
     walk = None if row.matcher is None else _Walk(row.matcher, row.draft)
-    counts_tokens = has_penalty(row.params)
     return [
         replace(
             row,
             draft=(),
             run_idx=row.run_idx + i,
-            history=[*row.history, *row.draft[:i]] if counts_tokens and i else row.history,
-            # tokens that were counted for the line before are not those of the draft
-            is_run_start=row.is_run_start or i > 0,
             matcher=None if walk is None else _Place(walk, i),
             states=row.states[i : i + 1],
         )

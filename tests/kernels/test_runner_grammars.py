@@ -14,10 +14,8 @@ import torch
 
 from nbsgl.engine.batch import Batch, Row, RowResult
 from nbsgl.engine.cuda.draws import Draws
-from nbsgl.engine.cuda.rounds import rounds_of
 from nbsgl.engine.cuda.runner import CudaRunner
 from nbsgl.engine.cuda.sampling import KernelSampling
-from nbsgl.engine.drafts import lines_of
 from nbsgl.engine.grammar.arena import TableArena
 from nbsgl.engine.loader import LoadedModel
 from nbsgl.engine.runner import ModelRunner
@@ -214,7 +212,7 @@ def drafts() -> list[Drafted]:
         Drafted(prompts[1], walk(SMALL, 3), DRAWN, SMALL, "host", known=4),
         Drafted(prompts[2], walk(SMALL, 4, seed=1), DRAWN, SMALL, "fsm", known=8),
         Drafted(prompts[3], free, ASKING),
-        Drafted(prompts[4], walk(LARGE, 3, seed=2), PENALISED, LARGE, "fsm", known=2),
+        Drafted(prompts[4], walk(LARGE, 3, seed=2), FILTERED, LARGE, "fsm", known=2),
     ]
 
 
@@ -293,16 +291,11 @@ def test_a_draft_may_follow_a_token_that_the_host_has_not_seen(loaded: LoadedMod
     prompt, draft = [5, 6, 7, 8], [11, 12, 13]
     loaded.runner.forget()
     first = loaded.runner.launch(Batch([Row(0, 0, 4, prompt, 0, slots_of(0), params=GREEDY)])).result()[0].token
-    expected = one_by_one(loaded.runner, [Drafted([*prompt, first], draft, PENALISED)])
-    for params in (PENALISED, DRAWN):
-        runner = with_kernels(loaded)
-        runner.launch(Batch([Row(0, 0, 4, prompt, 0, slots_of(0), params=GREEDY)])).result()
-        row = Row(0, 4, 4, prompt, params=params, is_fed_back=True, run_begin=5, draft=draft, is_run_start=True)
-        found = runner.launch(Batch([row])).result()
-        if params is PENALISED:
-            assert_same(found, expected)
-        else:
-            assert_same(found, one_by_one(loaded.runner, [Drafted([*prompt, first], draft, DRAWN)]))
+    expected = one_by_one(loaded.runner, [Drafted([*prompt, first], draft, DRAWN)])
+    runner = with_kernels(loaded)
+    runner.launch(Batch([Row(0, 0, 4, prompt, 0, slots_of(0), params=GREEDY)])).result()
+    row = Row(0, 4, 4, prompt, params=DRAWN, is_fed_back=True, run_begin=5, draft=draft, is_run_start=True)
+    assert_same(runner.launch(Batch([row])).result(), expected)
 
 
 @pytest.mark.parametrize("params", [DRAWN, FILTERED])
@@ -324,13 +317,3 @@ def test_a_draft_may_follow_a_state_that_the_host_does_not_know(loaded: LoadedMo
         row = Row(0, 0, len(known), known, 0, slots_of(0), params=params, run_idx=1 + i,
                   matcher=TableMatcher(LARGE, states[i]))  # fmt: skip
         assert loaded.runner.launch(Batch([row])).result()[0].token == drawn
-
-
-def test_rounds_hold_one_penalised_line_of_a_row() -> None:
-    rows = [
-        Row(0, 0, 3, [1], params=PENALISED, draft=[1, 2]),
-        Row(1, 0, 2, [1], params=DRAWN, draft=[1]),
-        Row(2, 0, 2, [1], params=PENALISED, draft=[1]),
-    ]
-    lines = [line for row in rows for line in lines_of(row)]
-    assert rounds_of(lines) == [[0, 3, 4, 5], [1, 6], [2]]

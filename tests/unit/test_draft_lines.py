@@ -39,14 +39,13 @@ def allowed(line: Row) -> list[int]:
 
 
 def test_each_line_is_as_if_the_draft_before_it_had_been_drawn() -> None:
-    params = SamplingParams(frequency_penalty=1.0, seed=3)
+    params = SamplingParams(seed=3)
     row = Row(4, 7, 4, [9] * 8, params=params, run_begin=6, run_idx=2, matcher=Counter(), draft=[0, 1, 2],
               states=[5, 6, 7, 8])  # fmt: skip
     lines = lines_of(row)
     assert [line.run_idx for line in lines] == [2, 3, 4, 5]
-    assert [list(line.history) for line in lines] == [[9] * 8 + [0, 1, 2][:i] for i in range(4)]
+    assert all(line.history is row.history for line in lines)
     assert [line.states for line in lines] == [[5], [6], [7], [8]]
-    assert [line.is_run_start for line in lines] == [False, True, True, True]
     assert [allowed(line) for line in reversed(lines)] == [[3], [2], [1], [0]]
     assert row.matcher.at == 0
 

@@ -30,7 +30,7 @@ from nbsgl.engine.cuda.graphs import (
 )
 from nbsgl.engine.cuda.inputs import DeviceInputs, InputBlock, Singles, StepTokens, lay_out
 from nbsgl.engine.cuda.matmul import Matmul
-from nbsgl.engine.cuda.rounds import draw_in_rounds, joined
+from nbsgl.engine.cuda.parts import joined
 from nbsgl.engine.kernels.decode_attention import DecodeScratch
 from nbsgl.engine.kernels.draw import DrawScratch, draw
 from nbsgl.engine.kv_cache import KVCache
@@ -53,7 +53,6 @@ class CudaRunner:
     """Implements `batch.Runner`.  With `use_graphs` False the host launches every kernel: the tests' slow path."""
 
     has_device_grammars = True  # rows may come with tables, and with a state that the host does not know yet
-    takes_drafts = True
 
     def __init__(
         self,
@@ -322,7 +321,7 @@ class CudaRunner:
             self._draw_plain(inputs, begin, end)
             return self._drawn_ids(end - begin), None
         lines = lines[begin:end]
-        drawn = draw_in_rounds(self.sampler, self.logits[: len(lines)], lines)
+        drawn = self.sampler.draw(self.logits[: len(lines)], lines)
         tokens = drawn.tokens.to(torch.int32)
         self.last_tokens.index_copy_(0, index_of([line.row for line in lines], self.device), tokens)
         return torch.stack((tokens, drawn.is_finite.to(torch.int32))), drawn
