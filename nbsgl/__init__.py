@@ -23,6 +23,8 @@ _PLACES = {
         "gen gen_int gen_string select raw system user assistant system_begin system_end user_begin user_end "
         "assistant_begin assistant_end image video separate_reasoning"
     ),
+    "nbsgl.lang.tools": "ToolCall tag tags",
+    "nbsgl.protocol": "GrammarSpec",
     "nbsgl.lang.program": "function state SglFunction",
     "nbsgl.lang.state": "ProgramState",
     "nbsgl.lang.ir": "HoleWarning",

@@ -8,6 +8,7 @@ from typing import Any
 
 from nbsgl.errors import ParameterError
 from nbsgl.lang.choices import ChoicesSamplingMethod, token_length_normalized
+from nbsgl.lang.constrain import constraint, one_kind
 from nbsgl.lang.ir import (
     Concat,
     Expr,
@@ -25,7 +26,6 @@ from nbsgl.lang.ir import (
     watched,
 )
 from nbsgl.lang.params import checked
-from nbsgl.lang.types import constraint
 from nbsgl.reasoning import MODEL_TYPES
 
 logger = logging.getLogger("nbsgl")
@@ -63,16 +63,38 @@ def gen(
     logit_bias: dict[int, float] | None = None,
     list_append: bool = False,
     heal: bool = False,
+    ebnf: str | None = None,
+    lark: str | None = None,
+    grammar: Any = None,
+    after: str | None = None,
+    max_think_tokens: int | None = None,
+    tools: Any = None,
+    tool_format: str | None = None,
+    on_limit: str | None = None,
+    on_unsupported: str | None = None,
+    jump: str | None = None,
+    whitespace: str | None = None,
 ) -> Expr:
     """A hole that the model fills; its text becomes the variable `name`.  None means the run's default.
 
-    At most one of `type` (or `dtype`: int, float, bool, str, Literal, an Enum, dates, unions of these, a compiled
-    regex, lists, dicts, classes with fields), `choices` (then it is a `select`), `regex` and `json_schema` (a dict, a
-    JSON string, or a class) constrains the text; `s.value(name)` gives it as a value.  `max_tokens="fit"` means as many
-    as fit the context.  With n > 1 the variable is a list and the program goes on with the first; with `list_append`
-    the text is added to the list that `name` is, or becomes.
+    At most one of these constrains the text; `s.value(name)` gives it as a value:
+    `type` (or `dtype`: int, float, bool, str, Literal, an Enum, dates, unions of these, a compiled regex, lists, dicts,
+    classes with fields), `choices` (then it is a `select`), `regex`, `json_schema` (a dict, a JSON string, a class;
+    True: any JSON), `ebnf` (GBNF), `lark` (as llguidance reads it), `tools` (functions, classes, dicts: the value is a
+    list of `ToolCall`; `tool_format` "tool-call", "function-tag" or "json"), `grammar` (a ready `GrammarSpec`).
+
+    As a string, `grammar` names the engine: "auto" (the default), "fsm", "llguidance", "xgrammar" or "outlines".
+    `after`: the constraint begins behind the first such mark, usually the end of thinking; the variable is what comes
+    after it, the thinking is in the meta info, and the mark is written at `max_think_tokens` if it has not come.
+    `on_limit="fit"`: only tokens from which the end is in reach of max_tokens ("keep": the text as far as it came).
+    `on_unsupported="loosen"` leaves out what no engine can hold of a schema, with a note ("error").  `whitespace` of
+    JSON: "compact", "spaced" (the default), "flexible".  `jump`: forced text is proposed and verified ("verify"), spelt
+    canonically ("canonical"), or not foreseen ("off").
+
+    `max_tokens="fit"` means as many as fit the context.  With n > 1 the variable is a list and the program goes on with
+    the first; with `list_append` the text is added to the list that `name` is, or becomes.
     `heal` draws the last token of the text before again, so that a word may go on over the line between them.
-    Raises `ParameterError` or `BadRegex` at once.
+    Raises `ParameterError`, `BadRegex` or `BadGrammar` at once.
     """
     given = {
         "max_tokens": max_tokens,
@@ -98,17 +120,33 @@ def gen(
     }
     if not isinstance(heal, bool):
         raise ParameterError(name="heal", value=heal, allowed="True or False")
-    kinds = {"type": type, "dtype": dtype, "choices": choices, "regex": regex, "json_schema": json_schema}
-    both = [kind for kind, value in kinds.items() if value is not None]
-    if len(both) > 1:
-        raise ParameterError(
-            f"{' and '.join(both)} were both given; a gen takes one of type, dtype, choices, regex, json_schema.",
-            name=both[1],
-        )
+    kinds = {
+        "type": type,
+        "dtype": dtype,
+        "choices": choices,
+        "regex": regex,
+        "json_schema": json_schema,
+        "ebnf": ebnf,
+        "lark": lark,
+        "tools": tools,
+        "grammar": grammar,
+    }
+    options = {
+        "after": after,
+        "max_think_tokens": max_think_tokens,
+        "tool_format": tool_format,
+        "on_limit": on_limit,
+        "on_unsupported": on_unsupported,
+        "jump": jump,
+        "whitespace": whitespace,
+    }
+    kind = one_kind(kinds)
     where = caller()
     if choices is not None:
         unused = [key for key, value in given.items() if value is not None and key not in ("temperature", "seed")]
-        unused += ["heal"] if heal else []
+        unused += [
+            name for name, value in {"heal": heal or None, "grammar": grammar, **options}.items() if value is not None
+        ]
         if unused and where not in _warned:
             _warned.add(where)
             logger.warning("%s: %s mean(s) nothing to a gen with choices.", where, ", ".join(unused))
@@ -119,7 +157,7 @@ def gen(
     if choices_method is not None:
         raise ParameterError(name="choices_method", value=choices_method, allowed="given only together with choices=")
     _check_name(name, list_append)
-    found = constraint(regex, json_schema, dtype if type is None else type, "dtype" if type is None else "type")
+    found = constraint(kind, kinds, options)
     made = GenExpr(
         name,
         checked(given),
@@ -317,7 +355,8 @@ def separate_reasoning(expr: Any = None, model_type: str | None = None) -> Expr:
                 f"{one!r} is constrained, and the constraint would hold for its thinking too.",
                 name="expr",
                 value=one,
-                allowed="gens without type, regex and json_schema",
+                allowed="gens without a constraint",
+                hint='gen(..., after="</think>") constrains what comes after the thinking.',
             )
     return Concat(
         [replace(item, thinking=Thinking(model_type)) if isinstance(item, GenExpr) else item for item in items]

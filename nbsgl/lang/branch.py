@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from nbsgl.errors import ProgramError
+from nbsgl.errors import BadValue, IncompleteOutput, ProgramError
 from nbsgl.lang.choices import ChoicesSamplingMethod
 from nbsgl.lang.types import Reader
 from nbsgl.protocol import Gen, GenResult, Select, SelectDone, Status, TokenLogprob
@@ -89,12 +89,40 @@ class Slot:
 
     @property
     def typed(self) -> Any:
-        """The value as the type that was asked for; without one, the text.  Raises `BadValue`."""
-        reader = self.reader
-        if reader is None:
+        """The value as the type that was asked for; without one, the text.  `BadValue`, or its `IncompleteOutput`."""
+        if not self.results:
             return self.value
-        read = [reader.read(self.name, result.text, _hint(result, self.name)) for result in self.results]
+        read = [self._read(result) for result in self.results]
         return read if isinstance(self.value, list) else read[0]
+
+    def _read(self, result: GenResult) -> Any:
+        if not result.complete:
+            raise self._incomplete(result)
+        if self.reader is None:
+            return result.text
+        try:
+            return self.reader.read(self.name, result.text, f"The text itself is s[{self.name!r}].")
+        except BadValue as error:
+            if result.finish.type == "length":
+                raise self._incomplete(result) from error
+            raise
+
+    def _incomplete(self, result: GenResult) -> IncompleteOutput:
+        grammar = self.node.grammar if isinstance(self.node, Gen) else None
+        shown = self.reader.shown if self.reader is not None else grammar.kind if grammar is not None else "text"
+        limit = result.finish.length
+        reason = "its grammar goes on" if limit is None else f"the limit of {limit} tokens was met"
+        allow = f"Allow max_tokens={result.needed} at least" if result.needed else "Allow more tokens"
+        return IncompleteOutput(
+            "" if limit is not None else f"The variable {self.name!r} is no whole {shown}: {result.text!r}.",
+            variable=self.name,
+            text=result.text,
+            expected=shown,
+            reason=reason,
+            limit=limit,
+            needed=result.needed,
+            hint=f'{allow}, or take on_limit="fit".  The text itself is s[{self.name!r}].',
+        )
 
     @property
     def num_tokens(self) -> int:
@@ -102,12 +130,6 @@ class Slot:
 
     def end(self, status: Status, error: BaseException | None = None) -> None:
         self.status, self.error, self.ended_at = status, error, time.monotonic()
-
-
-def _hint(result: GenResult, name: str | None) -> str:
-    if result.finish.type == "length":
-        return f"It was cut at max_tokens={result.finish.length}: allow more."
-    return f"The text itself is s[{name!r}]."
 
 
 @dataclass(slots=True, eq=False)

@@ -65,7 +65,10 @@ def _of_gen(request_id: str, slot: Slot, result: GenResult, model: str | None) -
         "ttft_s": result.ttft_s,
         "seed": result.seed,
         "run_seed": slot.run_seed,
+        "complete": result.complete,
     }
+    if isinstance(slot.node, Gen) and slot.node.markers is not None:
+        info["reasoning"] = result.reasoning
     if result.grammar is not None:
         counters = msgspec.to_builtins(result.grammar)
         spec = slot.node.grammar if isinstance(slot.node, Gen) else None
@@ -80,6 +83,8 @@ def finish_reason(finish: Finish) -> dict[str, Any]:
     reason: dict[str, Any] = {"type": finish.type}
     if finish.type == "stop":
         reason["matched"] = finish.matched
+        if finish.matched_text is not None:
+            reason["matched_text"] = finish.matched_text
     elif finish.type == "length":
         reason["length"] = finish.length
     return reason

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nbsgl.errors import ParameterError, Unsupported
+from nbsgl.errors import ParameterError
 from nbsgl.lang.ir import refuse_mark
+from nbsgl.lang.types import check_regex
 from nbsgl.protocol import SamplingParams
 
 ALIASES = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
@@ -34,17 +36,15 @@ def checked(given: Mapping[str, Any]) -> dict[str, Any]:
                 value=value,
             )
         found[name] = value
-    if found.pop("stop_regex", None) is not None:
-        raise Unsupported(
-            "stop_regex comes with constrained decoding, whose automaton must meet the pattern; it is not there yet.",
-            name="stop_regex",
-            hint="Use stop=[...], or put the end into regex=...",
-        )
     for name in FLAGS:
         if name in found and not isinstance(found[name], bool):
             raise ParameterError(name=name, value=found[name], allowed="True or False")
     if "stop" in found:
         found["stop"] = _strings(found["stop"], "stop")
+    if "stop_regex" in found:
+        found["stop_regex"] = _strings(found["stop_regex"], "stop_regex")
+        for pattern in found["stop_regex"]:
+            _check_stop_regex(pattern)
     if "stop_token_ids" in found:
         ids = found["stop_token_ids"]
         if isinstance(ids, (str, bytes)) or not hasattr(ids, "__iter__"):
@@ -66,6 +66,17 @@ def _strings(value: Any, name: str) -> tuple[str, ...]:
     for text in value:
         refuse_mark(text, f"{name}=")
     return tuple(value)
+
+
+def _check_stop_regex(pattern: str) -> None:
+    check_regex(pattern, "stop_regex")
+    if re.fullmatch(pattern, ""):
+        raise ParameterError(
+            "stop_regex matches the empty text, so nothing would be generated.",
+            name="stop_regex",
+            value=pattern,
+            hint="Take + where there is *.",
+        )
 
 
 def _plain(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -67,7 +67,7 @@ from nbsgl.lang.meta import meta_info_of
 from nbsgl.lang.params import resolve
 from nbsgl.lang.streams import AsyncWaiter, Cursor
 from nbsgl.lang.view import run_view
-from nbsgl.protocol import Choose, Gen, ModelInfo, Ref, Role, RunView, Select, Text
+from nbsgl.protocol import Choose, Gen, GrammarSpec, ModelInfo, Ref, Role, RunView, Select, Text
 from nbsgl.reasoning import MODEL_TYPES, Markers
 
 if TYPE_CHECKING:
@@ -205,11 +205,14 @@ class ProgramState(Growing):
                 name="ignore_eos", value=True, allowed="False with heal=True, which works by a grammar"
             )
         markers = self._markers(expr.thinking, info) if expr.thinking is not None else None
+        grammar = expr.grammar
+        if grammar is not None and grammar.after:
+            grammar, markers = self._behind(grammar, info)
         node = Gen(
             branch=self.branch.number,
             slot=self.executor.next_number(),
             params=params,
-            grammar=expr.grammar,
+            grammar=grammar,
             stream=scope.stream,
             heal=expr.heal,
             markers=markers,
@@ -221,9 +224,18 @@ class ProgramState(Growing):
         role, seed = self.branch.role, scope.seed
         slot = Slot(node, expr.where, role, with_text=with_text, run_seed=seed, reader=expr.reader)
         self._add_slot(slot, expr.list_append)
-        if markers is not None:
+        if expr.thinking is not None:
             self.branch.bindings[f"{expr.name}_reasoning_content"] = Thought(slot)
         return slot
+
+    def _behind(self, grammar: GrammarSpec, info: ModelInfo) -> tuple[GrammarSpec, Markers | None]:
+        """What is cut out before the mark that a grammar begins behind; after text that ends in the mark, nothing."""
+        last = self.branch.items[-1] if self.branch.items else None
+        if isinstance(last, Piece) and last.text.rstrip().endswith(grammar.after):
+            return msgspec.structs.replace(grammar, after="", max_think_tokens=None), None
+        known = info.thinking is not None and info.thinking[1] == grammar.after
+        opening = info.thinking[0] if known and info.thinking is not None else ""
+        return grammar, Markers(opening=opening, closing=grammar.after, is_open=True, keeps_end=True)
 
     def _markers(self, thinking: Thinking, info: ModelInfo) -> Markers:
         """What stands around the thinking; after text that ends in the opening mark, the gen begins inside it."""
@@ -419,7 +431,10 @@ class ProgramState(Growing):
     __getitem__ = get_var
 
     def value(self, name: str | None) -> Any:
-        """`s[name]` as the type its gen asked for (`type=`, `dtype=`, `json_schema=`).  Raises `BadValue`."""
+        """`s[name]` as the type its gen asked for (`type=`, `dtype=`, `json_schema=`, `tools=`).
+
+        Raises `BadValue`; where the run ended inside its grammar, `IncompleteOutput`.
+        """
         binding = self._awaited(name)
         return binding.typed()
 

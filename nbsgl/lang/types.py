@@ -80,31 +80,14 @@ class Plain:
     stop: tuple[str, ...] = ()
 
 
-def constraint(regex: object, json_schema: object, wanted: object, parameter: str = "dtype") -> Constraint:
-    """The constraint of a gen, which may be none; at most one is given, `wanted` under the name `parameter`."""
-    if wanted is not None:
-        return of_type(wanted, parameter)
-    if regex is not None:
-        if not isinstance(regex, str):
-            raise ParameterError(
-                name="regex",
-                value=regex,
-                allowed="a regular expression as a string",
-                hint="A compiled one goes with type=." if isinstance(regex, re.Pattern) else "",
-            )
-        refuse_mark(regex, "regex=")
-        check_regex(regex)
-        return Constraint(GrammarSpec(kind="regex", text=regex))
-    if json_schema is not None:
-        return _of_schema(json_schema)
-    return Constraint()
-
-
 # ---- types -----------------------------------------------------------------------------------------------------------
 
 
 def of_type(wanted: object, parameter: str) -> Constraint:
-    """The constraint of a type; `ParameterError` for one that has no text."""
+    """The constraint of a type; `ParameterError` for one that has no text.
+
+    `parameter` is "dtype" for SGLang's languages of int and float, "type" for ours.
+    """
     if isinstance(wanted, str):
         wanted = _NAMED.get(wanted, wanted)
     try:
@@ -119,10 +102,12 @@ def _of_type(wanted: object, parameter: str) -> Constraint:
         raise _refused(parameter, wanted)
     if isinstance(wanted, re.Pattern):
         return _of_pattern(wanted, parameter)
+    if (given := _duck(wanted)) is not None:
+        return given
     shown = shown_type(wanted)
     forms = _plain(wanted, parameter)
     if forms is None:
-        schema, make = _json(wanted, parameter)
+        schema, make = schema_and_reader(wanted, parameter)
         return Constraint(GrammarSpec(kind="json_schema", text=json.dumps(schema)), reader=Reader(shown, make))
     stop = tuple(dict.fromkeys(text for form in forms for text in form.stop))
     form = forms[0] if len(forms) == 1 else _either(forms)
@@ -159,7 +144,7 @@ def _of_pattern(pattern: re.Pattern[Any], parameter: str) -> Constraint:
 
 def _plain(wanted: Any, parameter: str) -> list[Plain] | None:
     """How a value may stand bare in the text, in the order of the union's members; None: only as JSON."""
-    simple = _SIMPLE.get(wanted) if isinstance(wanted, type) else None
+    simple = (_OWN if parameter == "type" else _SIMPLE).get(wanted) if isinstance(wanted, type) else None
     if simple is not None:
         return [simple]
     if wanted is None or wanted is type(None):
@@ -223,15 +208,23 @@ _SIMPLE: dict[type, Plain] = {
 }
 
 
+# Of type=: bounded, so that a run ends, and without leading zeros.  A blank that a model writes next is a stop string.
+_OWN: dict[type, Plain] = _SIMPLE | {
+    int: Plain(r"-?(?:0|[1-9][0-9]{0,18})[ \n]?", int, _NUMBER_ENDS),
+    float: Plain(r"-?(?:0|[1-9][0-9]{0,15})(?:\.[0-9]{1,15})?(?:[eE][+-]?[0-9]{1,3})?[ \n]?", float, _NUMBER_ENDS),
+}
+
+
 # ---- JSON ------------------------------------------------------------------------------------------------------------
 
 
-def _json(wanted: Any, parameter: str) -> tuple[dict[str, Any], Callable[[str], Any]]:
-    """The schema of a type and what reads its JSON: msgspec, or pydantic for what only pydantic knows."""
+def schema_and_reader(wanted: Any, parameter: str) -> tuple[dict[str, Any], Callable[[str], Any]]:
+    """The closed schema of a type and what reads its JSON: msgspec, or pydantic for what only pydantic knows."""
     if isinstance(wanted, type) or typing.get_origin(wanted) is not None or wanted is Any:
         try:
             if not _is_pydantics(wanted):
-                return _closed(msgspec.json.schema(wanted)), msgspec.json.Decoder(wanted).decode
+                schema = _in_order(msgspec.json.schema(wanted), wanted)
+                return _closed(schema), msgspec.json.Decoder(wanted).decode
         except (TypeError, RecursionError) as error:
             if "pydantic" not in sys.modules:
                 raise _refused(parameter, wanted, str(error).splitlines()[0]) from error
@@ -253,6 +246,32 @@ def _is_pydantics(wanted: Any) -> bool:
     return any(_is_pydantics(part) for part in typing.get_args(wanted))
 
 
+def _in_order(schema: dict[str, Any], wanted: Any) -> dict[str, Any]:
+    """The fields of TypedDicts in the order in which they are written: msgspec tells them by the alphabet."""
+    orders = {found.__name__: list(typing.get_type_hints(found)) for found in _typed_dicts(wanted, set())}
+    for inner in schema.get("$defs", {}).values():
+        fields, order = inner.get("properties", {}), orders.get(inner.get("title"), [])
+        if fields.keys() == set(order):
+            inner["properties"] = {name: fields[name] for name in order}
+            if "required" in inner:
+                inner["required"].sort(key=order.index)
+    return schema
+
+
+def _typed_dicts(wanted: Any, seen: set[int]) -> Iterator[Any]:
+    """Those in a type, in its arguments and in the fields of its classes."""
+    if id(wanted) in seen:
+        return
+    seen.add(id(wanted))
+    if typing.is_typeddict(wanted):
+        yield wanted
+    for part in typing.get_args(wanted):
+        yield from _typed_dicts(part, seen)
+    if isinstance(wanted, type) and wanted.__dict__.get("__annotations__"):
+        for part in typing.get_type_hints(wanted).values():
+            yield from _typed_dicts(part, seen)
+
+
 def _closed(schema: dict[str, Any]) -> dict[str, Any]:
     """A class has the fields it names and no others; a set's items need not differ (reading makes them)."""
     for inner in _inner(schema):
@@ -271,41 +290,73 @@ def _inner(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from (inner for inner in (found if isinstance(found, list) else [found]) if isinstance(inner, dict))
 
 
-def _of_schema(schema: object) -> Constraint:
-    """A schema as a dict or JSON string, which is kept as it is, or a type whose values are written as JSON."""
+JSON_READER = Reader("JSON", json.loads)
+
+
+def of_schema(schema: object, parameter: str = "json_schema") -> Constraint:
+    """A schema as a dict or JSON string, which is kept as it is, or a type whose values are written as JSON.
+
+    True, the schema that all JSON fits, is JSON without a schema.
+    """
+    if schema is True:
+        return Constraint(GrammarSpec(kind="json", text=""), reader=JSON_READER)
     if isinstance(schema, (str, Mapping)):
-        return Constraint(GrammarSpec(kind="json_schema", text=_schema_text(schema)), reader=Reader("JSON", json.loads))
-    found, make = _json(schema, "json_schema")
+        text = _schema_text(schema, parameter)
+        return Constraint(GrammarSpec(kind="json_schema", text=text), reader=JSON_READER)
+    if (given := _duck(schema)) is not None:
+        if given.grammar is not None and given.grammar.kind != "json_schema":
+            raise _refused(parameter, schema, "It is no schema: give it as type=.")
+        return given
+    found, make = schema_and_reader(schema, parameter)
     return Constraint(GrammarSpec(kind="json_schema", text=json.dumps(found)), reader=Reader(shown_type(schema), make))
 
 
-def _schema_text(schema: str | Mapping[str, Any]) -> str:
+def _duck(value: Any) -> Constraint | None:
+    """An object of another library's that tells its language as a schema, a pattern or Lark, as outlines' types do."""
+    if isinstance(value, (type, str, re.Pattern, Mapping)) or typing.get_origin(value) is not None:
+        return None
+    maker = getattr(value, "to_schema", None)
+    schema = maker() if callable(maker) else getattr(value, "schema", None)
+    if isinstance(schema, (str, Mapping)):
+        return of_schema(schema)
+    if isinstance(pattern := getattr(value, "pattern", None), str):
+        check_regex(pattern)
+        return Constraint(GrammarSpec(kind="regex", text=pattern))
+    if isinstance(grammar := getattr(value, "definition", None), str):
+        return Constraint(GrammarSpec(kind="lark", text=grammar))
+    to_regex = getattr(sys.modules.get("outlines.types.dsl"), "to_regex", None)
+    if to_regex is not None and type(value).__module__.partition(".")[0] == "outlines":
+        return Constraint(GrammarSpec(kind="regex", text=str(to_regex(value))))
+    return None
+
+
+def _schema_text(schema: str | Mapping[str, Any], parameter: str) -> str:
     if isinstance(schema, str):
         try:
             json.loads(schema)
         except ValueError as error:
             raise BadGrammar(
-                kind="json_schema", path="json_schema=", reason=str(error), hint="Pass a dict: json_schema={...}."
+                kind="json_schema", path=f"{parameter}=", reason=str(error), hint=f"Pass a dict: {parameter}={{...}}."
             ) from error
         return schema
     try:
         return json.dumps(schema, ensure_ascii=False)
     except (TypeError, ValueError) as error:
-        raise BadGrammar(kind="json_schema", path="json_schema=", reason=str(error)) from error
+        raise BadGrammar(kind="json_schema", path=f"{parameter}=", reason=str(error)) from error
 
 
 # ---- regular expressions ---------------------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=256)
-def check_regex(pattern: str) -> None:
+def check_regex(pattern: str, parameter: str = "regex") -> None:
     """`BadRegex` if the pattern is no regular expression.  Classes like `\\p{L}`, which `re` lacks, are let through."""
     try:
         re.compile(_PROPERTY_CLASS.sub(r"\\w", pattern))
     except (re.error, OverflowError, RecursionError) as error:
         at = getattr(error, "pos", None)
         raise BadRegex(
-            f"regex={pattern!r} is not valid: {error}.",
+            f"{parameter}={pattern!r} is not valid: {error}.",
             kind="regex",
             path=f"position {at}" if at is not None else "the pattern",
             reason=str(error),

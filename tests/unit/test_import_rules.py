@@ -23,7 +23,7 @@ GROUND = {
     "nbsgl.errors",
     "nbsgl.chat_templates",
     "nbsgl.reasoning",
-    "nbsgl.tags",
+    "nbsgl.structural_tags",
 }
 ROOMS = ("engine", "lang", "widgets", "magics", "bench")
 NOTEBOOK = {"IPython", "ipywidgets", "anywidget", "traitlets", "comm", "ipykernel", "nbconvert", "nbformat"}

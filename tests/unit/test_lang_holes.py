@@ -7,7 +7,7 @@ import re
 import pytest
 
 import nbsgl as sgl
-from nbsgl.errors import BadGrammar, BadRegex, HoleError, ParameterError, Unsupported
+from nbsgl.errors import BadGrammar, BadRegex, HoleError, ParameterError
 from nbsgl.lang.ir import REGEX_BOOL, REGEX_FLOAT, REGEX_INT, REGEX_STR
 from nbsgl.protocol import Gen, Select, Text
 from tests.unit.fakes import FakeBackend
@@ -234,17 +234,16 @@ def test_json_schema_keeps_the_order_of_a_dict(backend) -> None:
             sgl.gen("x", json_schema=bad)
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda: sgl.gen("x", stop_regex="a"),
-        lambda: sgl.function(lambda s: None).run(stop_regex="x"),
-    ],
-)
-def test_what_is_not_there_says_so_and_what_works(call) -> None:
-    with pytest.raises(Unsupported) as caught:
-        call()
-    assert caught.value.hint
+def test_stop_regex_is_checked_at_its_line(backend) -> None:
+    node = only_gen(backend, sgl.gen("x", stop_regex=[r"\n[0-9]+\.", "END"]))
+    assert node.params.stop_regex == (r"\n[0-9]+\.", "END")
+    with pytest.raises(BadRegex, match="stop_regex="):
+        sgl.gen("x", stop_regex="(")
+    for bad in ("a*", "", "x" * 257, 3, ["a"] * 33):
+        with pytest.raises(ParameterError, match="stop_regex"):
+            sgl.gen("x", stop_regex=bad)
+    with pytest.raises(ParameterError, match="stop_regex"):
+        sgl.function(lambda s: None).run(stop_regex="x?")
 
 
 # ---- roles and raw text ----------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import nbsgl as sgl
 from nbsgl.engine import grammar
-from nbsgl.errors import BadValue, ParameterError
+from nbsgl.errors import BadValue, IncompleteOutput, ParameterError
 from nbsgl.lang.ir import REGEX_BOOL, REGEX_FLOAT, REGEX_INT, REGEX_STR
 from nbsgl.lang.types import REGEX_DATE, REGEX_TIME, of_type
 from nbsgl.protocol import Finish, Gen
@@ -129,9 +129,24 @@ def spelling():
     ("dtype", "regex", "stop"),
     [(int, REGEX_INT, (" ", "\n")), (float, REGEX_FLOAT, (" ", "\n")), (bool, REGEX_BOOL, ()), (str, REGEX_STR, ())],
 )
-def test_type_and_dtype_are_sglangs_languages_for_its_four_types(dtype, regex, stop) -> None:
-    for made in (sgl.gen("x", dtype=dtype), sgl.gen("x", type=dtype), sgl.gen("x", dtype=dtype.__name__)):
+def test_dtype_has_sglangs_languages_for_its_four_types(dtype, regex, stop) -> None:
+    for made in (sgl.gen("x", dtype=dtype), sgl.gen("x", dtype=dtype.__name__)):
         assert (made.grammar.kind, made.grammar.text, made.more_stop) == ("regex", regex, stop)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "good", "bad"),
+    [
+        (int, ["0", "-7", "9" * 19], ["+3", "007", "", "-", "9" * 20, "1.0"]),
+        (float, ["0", "-2.5", "1e-9", "12.125E+3"], ["+3", "00.5", ".5", "2.", "1e", "1" * 17]),
+        (bool, ["True", "False"], ["true", ""]),
+    ],
+)
+def test_type_has_numbers_that_end_and_no_leading_zeros(wanted, good, bad) -> None:
+    made = sgl.gen("x", type=wanted)
+    assert made.more_stop == ((" ", "\n") if wanted is not bool else ())
+    assert all(re.fullmatch(made.grammar.text, text) for text in good)
+    assert not any(re.fullmatch(made.grammar.text, text) for text in bad)
 
 
 def test_a_class_names_all_its_fields() -> None:
@@ -141,6 +156,19 @@ def test_a_class_names_all_its_fields() -> None:
     open_one = msgspec.defstruct("Open", [("properties", dict[str, int])])
     inner = json.loads(of_type(open_one, "type").grammar.text)["$defs"]["Open"]["properties"]
     assert inner == {"properties": {"type": "object", "additionalProperties": {"type": "integer"}}}
+
+
+class Zoo(TypedDict):
+    zebra: int
+    ape: NotRequired[Row]
+    lion: str
+
+
+def test_the_fields_of_a_typed_dict_keep_their_order() -> None:
+    schema = json.loads(of_type(dict[str, list[Zoo]], "type").grammar.text)
+    assert list(schema["$defs"]["Zoo"]["properties"]) == ["zebra", "ape", "lion"]
+    assert schema["$defs"]["Zoo"]["required"] == ["zebra", "lion"]
+    assert list(schema["$defs"]["Row"]["properties"]) == ["id", "note"]
 
 
 @given(st.dates(min_value=datetime.date(1000, 1, 1)), st.times())
@@ -199,9 +227,9 @@ def test_a_text_that_is_no_value_says_what_is_wrong() -> None:
     with sgl.state(backend) as s:
         s += "x" + sgl.gen("x", type=list[int], max_tokens=3)
     assert s["x"] == "[1, "
-    with pytest.raises(BadValue, match=r"'x' is '\[1, '.*list\[int\].*max_tokens=3") as caught:
+    with pytest.raises(IncompleteOutput, match=r"'x' is no whole list\[int\].*'\[1, '.*max_tokens=3") as caught:
         s.value("x")
-    assert caught.value.__cause__ is not None
+    assert isinstance(caught.value.__cause__, BadValue)
     assert isinstance(caught.value, ValueError)
     backend.close()
 

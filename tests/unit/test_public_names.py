@@ -28,6 +28,10 @@ LANGUAGE = [
     "image",
     "video",
     "separate_reasoning",
+    "ToolCall",
+    "tag",
+    "tags",
+    "GrammarSpec",
     "HoleWarning",
     "prefetch",
     "state",
@@ -119,6 +123,17 @@ def test_gen_has_sglangs_positions_in_order() -> None:
         "logit_bias",
         "list_append",
         "heal",
+        "ebnf",
+        "lark",
+        "grammar",
+        "after",
+        "max_think_tokens",
+        "tools",
+        "tool_format",
+        "on_limit",
+        "on_unsupported",
+        "jump",
+        "whitespace",
     ]
 
 

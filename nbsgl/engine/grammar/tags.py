@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
-from nbsgl import tags as noun
+from nbsgl import structural_tags as noun
 from nbsgl.engine.grammar.free_text import WHITESPACE, FreeText, first_occurrence, free_text
 from nbsgl.engine.grammar.syntax import NotRegular, Syntax, concat, either, literal, optional, repeat
 from nbsgl.engine.grammar.vocab import TokenVocab
 from nbsgl.errors import BadGrammar
 from nbsgl.protocol import GrammarSpec
-from nbsgl.tags import Tag, Tags
+from nbsgl.structural_tags import Tag, Tags
 
 TreeOf = Callable[[GrammarSpec], Syntax | NotRegular]
 """The tree of a spec of any kind."""
