@@ -77,8 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 _DETAILS = (
-    "alone_p50_ms", "alone_p99_ms", "beside_p50_ms", "beside_p99_ms", "prefill_s", "phases", "requests", "errors",
-    "pool_peak", "leaked", "retractions", "worker_epoch", "memory_peak_bytes", "memory_bytes",
+    "alone_p50_ms", "alone_p99_ms", "beside_p50_ms", "beside_p99_ms", "prefill_s", "alone_s", "phases", "requests",
+    "errors", "pool_peak", "leaked", "retractions", "worker_epoch", "memory_peak_bytes", "memory_bytes",
 )  # fmt: skip
 
 

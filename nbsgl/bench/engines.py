@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module, metadata
@@ -11,6 +12,8 @@ from typing import Any, Protocol
 
 from nbsgl.bench.drive import BenchError
 from nbsgl.bench.workloads import Ids
+
+MOST_SETTLE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,13 @@ class Nbsgl:
 
     def flush(self) -> None:
         self.engine.flush_cache()
+
+    def settle(self) -> float:
+        """Wait until idle moments have captured the graphs that steps may need, which peers do before they serve; s."""
+        begin = time.perf_counter()
+        while time.perf_counter() - begin < MOST_SETTLE_S and not self.engine.snapshot().counters.get("prepared"):
+            time.sleep(0.1)
+        return time.perf_counter() - begin
 
     def close(self) -> None:
         self.engine.close()

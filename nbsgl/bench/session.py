@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ PROGRAMS = tuple(programs.ARGUMENTS)
 OURS_ONLY = (*PROGRAMS, "latency", "mixed")
 ORDER = ("start", *WORKLOADS, "latency", "mixed", *PROGRAMS)
 GROUPS = {"tokens": tuple(WORKLOADS), "programs": PROGRAMS, "all": tuple(n for n in ORDER if n != "mixed")}
+ALONE = 5  # rows of a program that are run one by one too
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -109,6 +111,9 @@ class Session:
         with contextlib.closing(ENGINES[self.engine_name](self._setup(with_text))) as engine:
             _check_device(engine, self.plan.card)
             self.plan.say(f"{self.engine_name} started in {time.perf_counter() - begin:.1f} s")
+            if isinstance(engine, Nbsgl):
+                engine.generate([[1, 2, 3]], [2], 0.0)
+                self.plan.say(f"graphs were captured for {engine.settle():.1f} s, in idle moments")
             for name in names:
                 if self._fits(name):
                     yield self._measure(name, engine)
@@ -187,12 +192,14 @@ class Session:
         after = engine.engine.snapshot()
         computed = after.prefill_tokens_computed - before.prefill_tokens_computed
         decoded = after.decode_tokens - before.decode_tokens
+        alone = [self._alone(program, arguments, engine) for arguments in given[:ALONE]]
         depth = programs.DEPTH[name]
         steps = decoded / len(given) if depth is None else float(depth)
         bounds = [program_floor_s(computed, decoded, steps, self.cost, *self._rates(burst)) for burst in (False, True)]
         best = min(seconds[1:] or seconds)
         more = {
             "seconds": [round(one, 4) for one in seconds[1:]],
+            "alone_s": round(statistics.median(alone), 4),
             "programs": len(given),
             "computed_tokens": computed,
             "output_tokens": decoded,
@@ -200,6 +207,13 @@ class Session:
             "floor_burst_s": round(bounds[1], 6),
         }
         return self._row(name, round(best, 4), clocks, **more)
+
+    def _alone(self, program: Any, arguments: dict[str, str], engine: Nbsgl) -> float:
+        """Seconds of one program that nothing runs beside, with an empty cache."""
+        engine.flush()
+        begin = time.perf_counter()
+        program.run(**arguments, backend=engine.engine).text()
+        return time.perf_counter() - begin
 
     def _latency(self, engine: Nbsgl) -> Row:
         load = latency.SCALES[self.plan.scale]

@@ -13,6 +13,7 @@ from nbsgl.engine.batch import Row, RowResult, StepOutOfMemory
 from nbsgl.engine.sampler import Drawn
 from nbsgl.engine.transfer import to_host
 
+TOO_LITTLE_FREE = 256 << 20  # of the card's bytes
 NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
@@ -122,5 +123,10 @@ def memory_errors(device: torch.device) -> Iterator[None]:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether it says so: torch's allocators, the driver (graphs, modules) and cuBLAS have words of their own."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(words in str(error) for words in NO_MEMORY)
+    """Whether it says so: torch's allocators, the driver (graphs, modules) and cuBLAS have words of their own.
+
+    cuDNN, which loads its kernels when they are first asked for, has none: it counts where next to nothing is free.
+    """
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(words in str(error) for words in NO_MEMORY):
+        return True
+    return "cuDNN error" in str(error) and torch.cuda.mem_get_info()[0] < TOO_LITTLE_FREE

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 
-LEAST, MOST = 128, 2048  # with fewer, weights are read for too few rows; 2,048 hold others up for 49 ms (H200, 8B)
+LEAST, MOST = 96, 2048  # with fewer, weights are read for too few rows; 2,048 hold others up for 49 ms (H200, 8B)
+SIZE_STEP = 32
 STRETCH = 2.5  # a step may take so many times what it takes with its decodes alone
 RECENT_STEPS, ENOUGH_STEPS = 8, 4
 RECENT_COSTS = 3  # the cost grows with the context: an old one is a wrong one
@@ -34,7 +35,7 @@ class Pace:
     def limit(self, num_decodes: int) -> int:
         """Most known tokens beside so many decodes.
 
-        In quarters of the least, so that steps have few different sizes: each has its own launch plan or graph.
+        In steps of SIZE_STEP, so that steps have few different sizes: each has its own launch plan or graph.
         """
         alone = self._alone(num_decodes)
         if alone is None or not self._costs:
@@ -42,7 +43,7 @@ class Pace:
         allowance = (STRETCH - 1) * alone
         cost = sorted(self._costs)[len(self._costs) // 2]
         tokens = int(allowance / cost) if cost * self.most > allowance else self.most
-        return max(self.least, tokens - tokens % max(1, self.least // 4))
+        return max(self.least, tokens - tokens % min(SIZE_STEP, self.least))
 
     def _alone(self, num_decodes: int) -> float | None:
         """Seconds of a step of that many decodes, or of the nearest fewer that are known.
