@@ -163,7 +163,8 @@ class GrammarSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     `text` by kind: a regex as `re.fullmatch` reads it; a JSON schema as JSON text (property order is kept); "json" (any
     JSON value: `text` is empty); choices as a JSON list of strings; EBNF in the GBNF dialect; Lark as llguidance reads
-    it; "tags", structural tags as JSON (`nbsgl.structural_tags`).  `prefix` is text that stands before that, whatever the kind.
+    it; "tags", structural tags as JSON (`nbsgl.structural_tags`).  `prefix` is text that stands
+    before that, whatever the kind.
 
     `after`: the grammar begins behind the first occurrence of this text (the end of thinking); at most
     `max_think_tokens` tokens come before it.  `whitespace` between the parts of JSON.  `on_unsupported`: what a

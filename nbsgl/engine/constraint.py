@@ -13,6 +13,8 @@ from nbsgl.engine.jump_forward import Edge, JumpForward
 from nbsgl.errors import ParameterError, Unsupported
 from nbsgl.protocol import GrammarSpec, GrammarUse
 
+FAR = 65_535  # of a distance in tables: so many, or more
+
 
 def ready_or_standin(asked: Any, spec: GrammarSpec) -> tuple[CompiledGrammar | None, Any]:
     """What a run can begin with, if there is anything yet, and the better thing to come, if there is one.
@@ -96,6 +98,13 @@ class Constraint:
         self.matcher.rollback(num_tokens)
         self.num_taken -= num_tokens
         self.stood_in -= num_tokens if self.pending is not None else 0
+
+    def distance(self) -> int | None:
+        """Fewest tokens to where the language may end; None where that is not known."""
+        if self.tables is None:
+            return None
+        least = int(self.matcher.distance())
+        return least if least < FAR else None
 
     def fork(self) -> Matcher:
         """A copy of the place alone."""

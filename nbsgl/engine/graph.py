@@ -280,6 +280,8 @@ class GraphRunner:
         if (wants_prompt and branch.posted) or ((node.params.n > 1 or node.heal) and branch.may_be_cut):
             return False
         params = self._resolved(node.params)
+        if params.stop_regex:
+            self._check_stop_regex(params)
         if node.grammar:
             self._check_grammar(node.grammar)
         before = self._seqs.closed_run(branch)
@@ -337,6 +339,12 @@ class GraphRunner:
     def _check_grammar(self, spec: GrammarSpec) -> None:
         self._check_bytes("a grammar")
         grammar.check(spec)
+
+    def _check_stop_regex(self, params: SamplingParams) -> None:
+        from nbsgl.engine import stop_regex  # not above: the front starts without numpy
+
+        self._check_bytes("stop_regex")
+        stop_regex.check(params.stop_regex)
 
     def _check_bytes(self, what: str) -> None:
         if self.codec is None:

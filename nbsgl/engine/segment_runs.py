@@ -216,6 +216,7 @@ def end_run(seq: Sequence, ending: Ending, now: float) -> Update:
         finish=ending.finish,
         tail=ending.tail,
         complete=ending.complete,
+        needed=ending.needed,
         scores=_scores(run, ending.kept),
         prompt_len=run.begin,
         cached_len=max(0, run.begin - seq.computed_for_run),

@@ -114,7 +114,7 @@ class Update(msgspec.Struct, frozen=True, kw_only=True):
     `prompt_len` counts the tokens before the segment's first sampled token (forced: up to its end), `cached_len` those
     of them whose KV was not computed for this segment; `prefill_cached`/`prefill_computed`: tokens matched in the tree
     and tokens computed by extends since the last finished segment.  Times in seconds since the segment was received.
-    `grammar` at the end of a run that had one: what it did.
+    `complete`, `needed` and `grammar` at the end of a run that had a grammar: as in `GenResult`.
     """
 
     seq: int
@@ -124,6 +124,7 @@ class Update(msgspec.Struct, frozen=True, kw_only=True):
     finish: Finish | None = None
     tail: bytes = b""
     complete: bool = True
+    needed: int | None = None
     scores: TokenScores | None = None
     error: dict[str, Any] | None = None
     prompt_len: int = 0

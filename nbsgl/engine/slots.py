@@ -111,7 +111,8 @@ class GenSlot:
 
     @property
     def has_stop_strings(self) -> bool:
-        return bool(self.params.stop)
+        """Whether the run may end inside a token."""
+        return bool(self.params.stop or self.params.stop_regex)
 
     @property
     def rewrites(self) -> bool:
@@ -171,6 +172,7 @@ class GenSlot:
             ttft_s=end.ttft_s,
             e2e_s=end.e2e_s,
             complete=end.complete,
+            needed=end.needed,
             reasoning=sample.reasoning,
             output_logprobs=with_text(self.codec, sample.ids, sample.logprobs) if wants else None,
             input_logprobs=prompt,

@@ -1,4 +1,4 @@
-"""Where a sampled run ends: EOS, stop tokens, stop strings, limits, a grammar that is finished.
+"""Where a sampled run ends: EOS, stop tokens, stop strings and patterns, limits, a grammar that is finished.
 
 Stop strings are matched on the bytes of the tokens, so no text is decoded.  What may still become part of a stop
 string is held back: an id is released when no stop string can reach into it any more, and never taken back.
@@ -17,11 +17,15 @@ Vocab = Sequence[bytes | None]  # token id -> its bytes; None for special tokens
 
 @dataclass(slots=True)
 class StopMatch:
-    """A stop string was met: `kept` tokens of the run lie wholly before it, `tail` is the kept part of the next."""
+    """A stop string or pattern was met: `kept` tokens of the run stay whole, `tail` is the kept part of the next.
+
+    `matched` is what in the text a pattern matched.
+    """
 
     text: str
     kept: int
     tail: bytes
+    matched: str | None = None
 
 
 class StopStrings:
@@ -101,6 +105,7 @@ class Ending:
     kept: int
     tail: bytes = b""
     complete: bool = True
+    needed: int | None = None  # the least limit at which it could have been complete, if known
 
 
 class Refused(Exception):
@@ -110,7 +115,7 @@ class Refused(Exception):
 class StopRules:
     """All ways one sampled run can end.  Feed it every drawn token, in order."""
 
-    __slots__ = ("_bytes_of", "_limit", "_matcher", "_min", "_num", "_stop_ids", "_strings", "ban_ids")
+    __slots__ = ("_bytes_of", "_limit", "_matcher", "_min", "_num", "_patterns", "_stop_ids", "_strings", "ban_ids")
 
     def __init__(
         self, params: SamplingParams, limit: int, eos_ids: Collection[int], vocab: Vocab, matcher: Any = None
@@ -120,6 +125,11 @@ class StopRules:
         self._stop_ids = eos | set(params.stop_token_ids)
         self._min, self._limit, self._matcher, self._bytes_of = params.min_tokens, limit, matcher, vocab
         self._strings = StopStrings(params.stop, vocab) if params.stop else None
+        self._patterns: Any = None
+        if params.stop_regex:
+            from nbsgl.engine.stop_regex import StopPatterns
+
+            self._patterns = StopPatterns(params.stop_regex, vocab)
         # A grammar's mask may leave nothing but a stop token, so only EOS is banned then (the mask has another token
         # wherever the run has not ended).
         self.ban_ids = tuple(sorted(eos if matcher is not None else self._stop_ids)) if self._min else ()
@@ -135,7 +145,7 @@ class StopRules:
         if self._matcher is not None and self._matcher.is_finished():
             return Ending(Finish(type="stop"), 0)
         if self._limit == 0:
-            return Ending(Finish(type="length", length=0), 0, complete=self._is_complete())
+            return self._at_limit()
         return None
 
     def feed(self, token: int) -> Ending | None:
@@ -145,15 +155,26 @@ class StopRules:
         if self._matcher is not None and not self._matcher.advance(token):
             raise Refused
         self._num += 1
-        if self._strings is not None:
-            match = self._strings.feed(token, self._may_end)
-            if match is not None:
-                return Ending(Finish(type="stop", matched=match.text), match.kept, match.tail)
+        if (match := self._match(token)) is not None:
+            finish = Finish(type="stop", matched=match.text, matched_text=match.matched)
+            return Ending(finish, match.kept, match.tail)
         if self._matcher is not None and self._matcher.is_finished():
             return Ending(Finish(type="stop"), self._num)
         if self._num >= self._limit:
-            return Ending(Finish(type="length", length=self._limit), self._num, complete=self._is_complete())
+            return self._at_limit()
         return None
+
+    def _match(self, token: int) -> StopMatch | None:
+        """The stop string or pattern that the token completes; of two, the one that leaves less of the text."""
+        found = [one.feed(token, self._may_end) for one in (self._strings, self._patterns) if one is not None]
+        return min(filter(None, found), key=lambda match: (match.kept, len(match.tail)), default=None)
+
+    def _at_limit(self) -> Ending:
+        ending = Ending(Finish(type="length", length=self._limit), self._num, complete=self._is_complete())
+        distance = getattr(self._matcher, "distance", None)
+        if not ending.complete and distance is not None and (left := distance()) is not None:
+            ending.needed = self._num + left
+        return ending
 
     def _is_complete(self) -> bool:
         return self._matcher is None or bool(self._matcher.is_accepting())

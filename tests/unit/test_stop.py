@@ -2,7 +2,7 @@ import pytest
 
 from nbsgl.engine.stop import Refused, StopRules, StopStrings
 from nbsgl.protocol import SamplingParams
-from tests.sim.toy_grammar import ToyMatcher
+from tests.sim.toy_grammar import ToyGrammar, ToyMatcher
 
 VOCAB = [b"a", b"b", b"c", b"ab", b"bcd", b"xENDy", b"\xc3", b"\xa9", None]
 EOS = 8
@@ -88,7 +88,7 @@ def test_max_tokens_zero_ends_at_once() -> None:
 
 
 def test_finished_grammar_ends_the_run() -> None:
-    run = rules(matcher=ToyMatcher("2"))
+    run = rules(matcher=ToyGrammar("2", VOCAB).matcher())
     assert run.feed(0) is None
     ending = run.feed(1)
     assert ending is not None
@@ -96,13 +96,13 @@ def test_finished_grammar_ends_the_run() -> None:
 
 
 def test_grammar_cut_by_the_limit_is_incomplete() -> None:
-    ending = rules(limit=1, matcher=ToyMatcher("9")).feed(0)
+    ending = rules(limit=1, matcher=ToyGrammar("9", VOCAB).matcher()).feed(0)
     assert ending is not None
     assert (ending.finish.type, ending.complete) == ("length", False)
 
 
 def test_stop_string_ends_a_grammar_only_where_it_accepts() -> None:
-    run = rules(matcher=ToyMatcher("9"), stop=("c",))
+    run = rules(matcher=ToyGrammar("9", VOCAB).matcher(), stop=("c",))
     assert [run.feed(token) for token in (0, 2, 0)] == [None, None, None]  # "c" after one token: not in the language
     ending = run.feed(2)  # after three tokens it is
     assert ending is not None
@@ -111,4 +111,4 @@ def test_stop_string_ends_a_grammar_only_where_it_accepts() -> None:
 
 def test_a_token_outside_the_grammar_is_refused() -> None:
     with pytest.raises(Refused):
-        rules(matcher=ToyMatcher("0")).feed(0)
+        rules(matcher=ToyGrammar("0", VOCAB).matcher()).feed(0)
