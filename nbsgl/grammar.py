@@ -29,7 +29,7 @@ __all__ = ["Inspection", "inspect", "picture"]
 MAX_SAMPLES = 10_000
 MAX_STATES = 4_096
 VIEW_STATES = 1_000  # a tenth of a second: a cell's end waits for it
-_KINDS = ("regex", "json_schema", "choices", "ebnf", "type")
+_OPTIONS = ("whitespace", "on_unsupported", "tool_format", "after")
 
 
 def inspect(
@@ -38,21 +38,22 @@ def inspect(
     json_schema: Any = None,
     choices: Iterable[str] | None = None,
     ebnf: str | None = None,
+    lark: str | None = None,
     type: Any = None,
+    tools: Any = None,
+    grammar: GrammarSpec | None = None,
     vocab: Any = None,
+    **options: Any,
 ) -> Inspection:
     """Compile one grammar as `gen` would and return it for looking at.
 
-    `vocab`: a `TokenVocab`, an engine, "embedded", or a folder with a tokenizer.  `BadGrammar` names what is wrong and
-    where; `ParameterError` if not exactly one grammar is given.
+    `options` are gen's own: `whitespace`, `on_unsupported`, `tool_format`, `after`.  `vocab`: a `TokenVocab`, an
+    engine, "embedded", or a folder with a tokenizer.  `BadGrammar` names what is wrong and where; `ParameterError` if
+    not exactly one grammar is given.
     """
-    given = {"regex": regex, "json_schema": json_schema, "choices": choices, "ebnf": ebnf, "type": type}
-    named = [name for name in _KINDS if given[name] is not None]
-    if len(named) != 1:
-        raise ParameterError(
-            name="inspect", value=named, allowed=f"exactly one of {', '.join(f'{name}=' for name in _KINDS)}"
-        )
-    return Inspection(_spec(named[0], given[named[0]]), vocab)
+    kinds = {"regex": regex, "json_schema": json_schema, "choices": choices, "ebnf": ebnf, "lark": lark}
+    kinds |= {"type": type, "tools": tools, "grammar": grammar}
+    return Inspection(_spec(kinds, options), vocab)
 
 
 def picture(spec: GrammarSpec, text: str = "") -> GrammarPicture:
@@ -128,9 +129,9 @@ class Inspection:
             raise ParameterError(name="n", value=n, allowed=f"0..{MAX_SAMPLES:,}")
         if (graph := self._found.graph) is None:
             raise Unsupported(
-                backend="nbsgl.grammar",
-                ability="sampling from a grammar without an automaton",
-                instead=f"It has none because {self._found.why}.",
+                f"No texts can be drawn from this grammar: it has no automaton ({self._found.why}).",
+                name="sample",
+                value=self.spec.kind,
             )
         strings = Strings(graph)
         return [strings.draw(random.Random(f"{seed}/{i}")) for i in range(n)]
@@ -222,34 +223,35 @@ class Walk:
 # ---- how a spec is made and compiled -------------------------------------------------------------------------------
 
 
-def _spec(kind: str, value: Any) -> GrammarSpec:
-    """As `gen` reads its parameter of this name."""
-    from nbsgl.lang import types
-    from nbsgl.protocol import GrammarSpec
+def _spec(kinds: dict[str, Any], options: dict[str, Any]) -> GrammarSpec:
+    """As `gen` reads its parameters of these names."""
+    from nbsgl.lang.constrain import constraint, one_kind
 
-    if kind == "type":
-        found = types.of_type(value, "type").grammar
-    elif kind == "choices":
-        found = GrammarSpec(kind="choices", text=_choices(value))
-    elif kind == "ebnf":
-        if not isinstance(value, str):
-            raise ParameterError(name="ebnf", value=value, allowed="a grammar as a string")
-        found = GrammarSpec(kind="ebnf", text=value)
-    else:
-        regex, schema = (value, None) if kind == "regex" else (None, value)
-        found = types.constraint(regex, schema, None).grammar
+    for name in options:
+        if name not in _OPTIONS:
+            raise TypeError(f"inspect() got an unexpected keyword argument {name!r}; options are {', '.join(_OPTIONS)}")
+    kind = one_kind(kinds)
+    if kind == "choices":
+        kinds = {"grammar": _choices(kinds["choices"])}
+        kind = "grammar"
+    found = None if kind is None else constraint(kind, kinds, options).grammar
     if found is None:
-        raise ParameterError(name=kind, value=value, allowed="something that constrains the text")
+        raise ParameterError(
+            name="inspect", value=kind, allowed=f"one of {', '.join(f'{name}=' for name in kinds)} that constrains text"
+        )
     return found
 
 
-def _choices(value: Any) -> str:
+def _choices(value: Any) -> GrammarSpec:
+    """Any one of these texts, as `gen(choices=...)` of an engine takes them."""
     import json
 
-    texts = [value] if isinstance(value, str) else list(value)
+    from nbsgl.protocol import GrammarSpec
+
+    texts = [] if isinstance(value, str) else list(value)
     if not texts or not all(isinstance(text, str) for text in texts):
-        raise ParameterError(name="choices", value=value, allowed="at least one text")
-    return json.dumps(texts, ensure_ascii=False)
+        raise ParameterError(name="choices", value=value, allowed="a list of texts")
+    return GrammarSpec(kind="choices", text=json.dumps(texts, ensure_ascii=False))
 
 
 class _Compiled:
@@ -264,16 +266,14 @@ class _Compiled:
 @lru_cache(maxsize=64)
 def _compiled(spec: GrammarSpec, max_states: int) -> _Compiled:
     """Once per language: a notebook's redraws and a stream's updates find it here."""
-    from nbsgl.engine.grammar.drawn import NotRegular, graph_of, tree_of
+    from nbsgl.engine.grammar.drawn import graph_of, tree_of
+    from nbsgl.engine.grammar.syntax import NotRegular
 
-    try:
-        tree = tree_of(spec)
-    except NotRegular as reason:
-        return _Compiled(None, None, str(reason))
-    try:
-        return _Compiled(tree, graph_of(tree, max_states), "")
-    except NotRegular as reason:
-        return _Compiled(tree, None, str(reason))
+    tree = tree_of(spec)
+    if isinstance(tree, NotRegular):
+        return _Compiled(None, None, tree.reason)
+    graph = graph_of(tree, max_states)
+    return _Compiled(tree, None, graph.reason) if isinstance(graph, NotRegular) else _Compiled(tree, graph, "")
 
 
 def _vocab(source: Any) -> TokenVocab | None:

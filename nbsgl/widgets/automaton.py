@@ -185,8 +185,7 @@ def place_lines(picture: GrammarPicture) -> list[str]:
     place, lines = picture.place, []
     if picture.output:
         forced = sum(end - begin for begin, end in place.forced)
-        where = f"inside edge {place.edge}" if place.edge >= 0 else f"at node {place.node}"
-        parts = [where] if picture.automaton.nodes else []
+        parts = [where(picture)] if picture.automaton.nodes else []
         parts.append("may end here" if place.accepting else "not complete")
         parts.append(f"{forced:,} of {plural(len(picture.output), 'character')} forced")
         if place.matched < len(picture.output):
@@ -198,6 +197,15 @@ def place_lines(picture: GrammarPicture) -> list[str]:
     elif place.expected:
         lines.append(f"may follow: {' '.join(one_line(repr(text), 24) for text in place.expected)}")
     return lines
+
+
+def where(picture: GrammarPicture) -> str:
+    """`at node 5`, or on the way between two."""
+    place = picture.place
+    for edge in picture.automaton.edges:
+        if edge.id == place.edge:
+            return f"between nodes {edge.source} and {edge.target}"
+    return f"at node {place.node}"
 
 
 def grammar_text(picture: GrammarPicture) -> str:
