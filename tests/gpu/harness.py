@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,11 +19,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nbsgl.engine.config import EngineConfig
+from nbsgl.engine.grammar.forced import Encoder
+from nbsgl.engine.grammar.vocab import TokenVocab
 from nbsgl.engine.limits import Limits
 from nbsgl.engine.loader import LoadedModel, load
 from nbsgl.engine.scheduler import Scheduler
 from nbsgl.engine.segments import Forced, Sampled, Segment, Update
-from nbsgl.protocol import SamplingParams, pack_ids, unpack_ids
+from nbsgl.protocol import GrammarSpec, SamplingParams, pack_ids, unpack_ids
 from tests.unit.model_fakes import make_checkpoint
 
 ON_CPU = os.environ.get("NBSGL_TEST_DEVICE") == "cpu"
@@ -89,7 +91,7 @@ def load_model(folder: Path, **settings: Any) -> LoadedModel:
 class Ask:
     """One request.  `score_from` >= 0 wants the log-probabilities of prompt[score_from:], `with_best` those of the best
     tokens there.  `fork_at`: first only so much of the prompt is computed, and the rest in a fork of that; asks with
-    the same beginning share the parent.
+    the same beginning share the parent.  A `grammar` needs a server that has grammars.
     """
 
     prompt: Sequence[int]
@@ -102,6 +104,7 @@ class Ask:
     with_best: bool = False
     fork_at: int = 0
     stream: bool = False
+    grammar: GrammarSpec | None = None
 
     def segments(self) -> list[Segment]:
         rest = pack_ids(list(self.prompt[self.fork_at :]))
@@ -116,7 +119,7 @@ class Ask:
                 seed=self.seed,
                 return_logprob=self.with_logprobs,
             )
-            listed.append(Sampled(params=params, stream=self.stream))
+            listed.append(Sampled(params=params, stream=self.stream, grammar=self.grammar))
         return listed
 
 
@@ -132,13 +135,22 @@ class Answer:
     is_done: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Grammars:
+    """What a scheduler needs for grammars; without `encode` nothing jumps forward."""
+
+    vocab: TokenVocab
+    compile: Callable[[GrammarSpec], Any]
+    encode: Encoder | None = None
+
+
 class Server:
     """A scheduler with an empty cache on a loaded model's runner; one at a time for a runner.
 
     `limits` are those of `Limits`; smaller ones than the model was loaded with are possible, larger ones are not.
     """
 
-    def __init__(self, loaded: LoadedModel, **limits: Any) -> None:
+    def __init__(self, loaded: LoadedModel, grammars: Grammars | None = None, **limits: Any) -> None:
         self.loaded = loaded
         given = {
             "num_slots": loaded.num_slots,
@@ -150,11 +162,12 @@ class Server:
         self.scheduler = Scheduler(
             Limits(**{**given, **limits}),
             loaded.runner,
-            eos_ids=(),
-            vocab_bytes=[b"x"] * loaded.vocab_size,
-            compile_grammar=lambda spec: None,
+            eos_ids=grammars.vocab.eos_ids if grammars else (),
+            vocab_bytes=grammars.vocab.tokens if grammars else [b"x"] * loaded.vocab_size,
+            compile_grammar=grammars.compile if grammars else lambda spec: None,
             context_length=loaded.context_length,
             emit=self._take,
+            encode=grammars.encode if grammars else None,
         )
         self.answers: dict[int, Answer] = {}
         self.errors: dict[int, dict[str, Any]] = {}
