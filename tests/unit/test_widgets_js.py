@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import os
 import random
@@ -15,7 +16,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from nbsgl.protocol import TreeNode
+from nbsgl.grammar import picture
+from nbsgl.protocol import GrammarSpec, TreeNode
+from nbsgl.widgets.grammar import grammar_message
 from nbsgl.widgets.icicle import icicle
 from nbsgl.widgets.run import run_delta
 from nbsgl.widgets.text import visible
@@ -95,6 +98,17 @@ def rows_of(picture: TreePicture) -> list[list[object]]:
     return [[r.id, r.parent, r.tokens, r.locks, r.hits, round(r.last_use * 100), bool(r.flags & 1)] for r in rows]
 
 
+def record_grammar() -> dict[str, Any]:
+    """A text's growth under a grammar, as the widget's messages."""
+    pattern = r'\{"name": "[^"\\]{1,20}", "born": "[0-9]{4}-(0[1-9]|1[0-2])", "role": "(admin|author)"\}'
+    text = '{"name": "Zoë", "born": "1815-12", "role": "author"}'
+    texts = [text[:end] for end in (0, 3, 12, 14, 20, 27, 40, len(text))]
+    pictures = [picture(GrammarSpec(kind="regex", text=pattern), text) for text in texts]
+    messages = [grammar_message(pictures[0])]
+    messages += [grammar_message(new, old) for old, new in itertools.pairwise(pictures)]
+    return {"messages": [b64(msgspec.json.encode(message)) for message in messages], "texts": texts}
+
+
 def record_all(folder: Path) -> None:
     rng = random.Random(7)
     nodes = random_tree(rng, 200)
@@ -103,6 +117,7 @@ def record_all(folder: Path) -> None:
     recorded = {
         "runs": [record_run(rng) for _ in range(25)],
         "trees": [record_tree(rng) for _ in range(4)],
+        "grammar": record_grammar(),
         "chat": b64(msgspec.json.encode(chat())),
         "visible": [[text, visible(text)] for text in texts],
         "icicle": {
