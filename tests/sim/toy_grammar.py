@@ -96,6 +96,12 @@ class ToyMatcher:
     def is_finished(self) -> bool:
         return self.state - FIRST >= self.grammar.language.size
 
+    def distance(self) -> int:
+        language, states, steps = self.grammar.language, {self.state}, 0
+        while states and not any(map(language.is_accepting, states)):
+            states, steps = {language.after(one, token) for one in states for token in language.allowed(one)}, steps + 1
+        return steps if states else 65_535
+
     def forced_bytes(self) -> bytes:
         text = self.grammar.spec_text
         return b"" if text.isdigit() else text[self.state - FIRST :].split("?")[0].encode()
