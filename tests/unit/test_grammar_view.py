@@ -24,7 +24,8 @@ from nbsgl.engine.grammar.view import Graph, allowed_tokens, spans
 from nbsgl.engine.grammar.vocab import TokenVocab
 from nbsgl.errors import BadRegex, ParameterError, Unsupported
 from nbsgl.grammar import inspect, picture
-from nbsgl.protocol import BranchView, GrammarSpec, RunView, SegmentView
+from nbsgl.lang.meta import GrammarInfo
+from nbsgl.protocol import BranchView, Finish, GenResult, GrammarSpec, Logprobs, RunView, SegmentView
 from nbsgl.widgets import grammar_html, run_html
 from nbsgl.widgets.layered import BAND_WIDTH, RADIUS, draw, label_width
 from nbsgl.widgets.run import lean
@@ -422,3 +423,39 @@ def test_a_frozen_run_has_the_drawing_and_tints_what_was_forced() -> None:
     assert "may end here" in page
     plain = run_html(run_of(TEXT, "done"))
     assert "<img" not in plain
+
+
+# ---- meta info -------------------------------------------------------------------------------------------------------
+
+
+def result_of(text: str, **more) -> GenResult:
+    finish = more.pop("finish", Finish(type="length", length=9))
+    counts = {"prompt_tokens": 1, "cached_tokens": 0, "completion_tokens": 3}
+    return GenResult(text=text, ids=b"", finish=finish, **counts, **more)
+
+
+def test_meta_info_draws_the_automaton_only_when_asked() -> None:
+    spec = GrammarSpec(kind="regex", text=PERSON)
+    info = GrammarInfo({"engine": "fsm", "proposed": 3}, spec, result_of(TEXT[:27]), None)
+    assert json.loads(json.dumps(info)) == {"engine": "fsm", "proposed": 3}
+    assert len(info["automaton"]["nodes"]) > 10
+    assert info["place"]["edge"] == info["place"]["path"][-1][0]
+    assert info["place"]["allowed"] is None
+    assert set(info) == {"engine", "proposed", "automaton", "place"}
+    with pytest.raises(KeyError):
+        info["nothing"]
+
+
+def test_meta_info_names_the_likeliest_tokens_of_the_last_step() -> None:
+    spec = GrammarSpec(kind="regex", text="[a-c]+")
+    found = inspect(grammar=spec, vocab="embedded")
+    letters = [token for text, token, _ in found.allowed().top if text in ("a", "b")]
+    top = [(-0.5, letters[1], "b"), (-0.2, letters[0], "a"), (-9.0, 4000, "?")]
+    stopped = Finish(type="stop", matched=2)
+    known = result_of("ab", finish=stopped, output_logprobs=Logprobs(tokens=[], top=[None, top]))
+    allowed = GrammarInfo({}, spec, known, "embedded")["place"]["allowed"]
+    assert [text for text, _, _ in allowed["top"]][:2] == ["a", "b"]
+    assert allowed["top"][0][2] == pytest.approx(0.8187, abs=1e-4)
+    unknown = GrammarInfo({}, spec, result_of("ab"), "embedded")["place"]["allowed"]
+    assert all(p is None for _, _, p in unknown["top"])
+    assert unknown["count"] == allowed["count"]
