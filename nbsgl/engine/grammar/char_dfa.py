@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbsgl.engine.grammar.charset import CharSet
+from nbsgl.engine.grammar.hashing import mix, random_words
 from nbsgl.engine.grammar.syntax import Both, Chars, Concat, Either, Not, Repeat, Syntax, children, post_order
 from nbsgl.engine.grammar.utf8 import Alphabet, alphabet
 
@@ -26,8 +27,8 @@ Edges = tuple[tuple[int, int], ...]
 NodeId = int | frozenset[int]
 
 SLACK = 4  # automata on the way may have this many times the states that the minimal one may have
-STEPS_PER_STATE = 60  # edges looked at, in the mean; real grammars need 1-20
-NODES_PER_STATE = 100
+STEPS_PER_STATE = 30  # edges looked at, in the mean; real grammars need 1-20
+NODES_PER_STATE = 100  # of the tree: 10,000 choices of 40 characters are within
 
 
 class TooManyStates(Exception):
@@ -60,8 +61,8 @@ class Budget:
         if self.steps < 0 or states > self.max_states:
             raise TooManyStates(self.limit)
 
-    def visit(self) -> None:
-        self.nodes -= 1
+    def visit(self, nodes: int) -> None:
+        self.nodes -= nodes
         if self.nodes < 0:
             raise TooManyStates(self.limit)
 
@@ -97,7 +98,7 @@ class _Terms:
         """The term of a tree."""
         done: dict[int, int] = {}
         for node in post_order(root):
-            self.budget.visit()
+            self.budget.visit(len(children(node)) + 1)
             done[id(node)] = self._make(node, done)
         return done[id(root)]
 
@@ -198,6 +199,10 @@ class _Machine:
     def step(self, node: int) -> tuple[list[tuple[int, int]], bool]:
         """(classes, next node) pairs of a node, and whether it accepts.  The classes of pairs may overlap."""
         if (known := self._steps.get(node)) is not None:
+            return known
+        head = self.heads[node]
+        if self.terms.kind[head] == CHARS and (mask := self.masks[self.terms.args[head][0]]):
+            known = self._steps[node] = ([(mask, self.tails[node])], False)
             return known
         found: list[tuple[int, int]] = []
         place, nullable = node, self.terms.nullable
@@ -475,21 +480,6 @@ def _quotient(dfa: CharDfa, canonical: list[int]) -> CharDfa:
             joined[found] = joined.get(found, 0) | mask
         edges.append(tuple((mask, target) for target, mask in joined.items()))
     return CharDfa(edges, [dfa.accepting[state] for state in queue])
-
-
-# ---- hashing ---------------------------------------------------------------------------------------------------------
-
-
-def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Spread 64-bit words, 0 to 0 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators")."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
-
-
-def random_words(count: int) -> NDArray[np.uint64]:
-    """The same odd words each time: sums of them are hashes whose collisions take 2**32 rows to expect."""
-    return mix(np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)) | np.uint64(1)
 
 
 def bit_matrix(masks: list[int], width: int) -> NDArray[np.uint8]:

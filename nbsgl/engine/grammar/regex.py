@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from functools import lru_cache
 from re import _constants as op
 from re import _parser as parser
 from typing import Any
@@ -49,6 +50,7 @@ _AT = {
     op.AT_BOUNDARY: (r"\b", r"\b"),
     op.AT_NON_BOUNDARY: (r"\B", r"\B"),
 }
+_CASES = int(re.ASCII | re.IGNORECASE)  # the flags that change what a class means
 _STARTS = (op.AT_BEGINNING, op.AT_BEGINNING_STRING)
 _ENDS = (op.AT_END, op.AT_END_STRING)
 
@@ -161,40 +163,43 @@ class _Builder:
         inner = [place for place in places if place > 0] or places
         return bad(self.pattern, inner[0] if inner else None, reason)
 
-    # ---- characters --------------------------------------------------------------------------------------------------
-
     def chars(self, item: Any, flags: int) -> cs.CharSet:
         kind, value = item
         if kind is op.ANY:
             return cs.complement(cs.EMPTY if flags & re.DOTALL else cs.charset([(10, 10)]))
         if kind is op.LITERAL:
-            return self.union([item], flags)
+            return _union((item,), flags & _CASES)
         if kind is op.NOT_LITERAL:
-            return cs.complement(self.union([(op.LITERAL, value)], flags))
+            return cs.complement(_union(((op.LITERAL, value),), flags & _CASES))
         if kind is op.IN:
-            negated = bool(value) and value[0][0] is op.NEGATE
-            found = self.union(value[1:] if negated else value, flags)
-            return cs.complement(found) if negated else found
+            return _char_class(tuple(value), flags & _CASES)
         raise bad(self.pattern, None, f"{str(kind).lower()} is not supported")
 
-    def union(self, members: list[Any], flags: int) -> cs.CharSet:
-        ascii_only = bool(flags & re.ASCII)
-        spelt: list[tuple[int, int]] = []
-        named: list[tuple[int, int]] = []
-        for kind, value in members:
-            if kind is op.LITERAL:
-                spelt.append((value, value))
-            elif kind is op.RANGE:
-                spelt.append(value)
-            else:
-                name, is_negated = _CATEGORIES[value]
-                if len(members) == 1 and not flags & re.IGNORECASE:
-                    return cs.category(name, ascii_only, is_negated)
-                named += cs.category(name, ascii_only, is_negated)
-        if not flags & re.IGNORECASE:
-            return cs.charset([*spelt, *named])
-        lows = cs.charset([*cs.lowered(cs.charset(spelt), ascii_only), *named])
-        return cs.matching_lowered(lows, ascii_only)
+
+@lru_cache(maxsize=512)
+def _char_class(members: tuple[Any, ...], flags: int) -> cs.CharSet:
+    if members and members[0][0] is op.NEGATE:
+        return cs.complement(_union(members[1:], flags))
+    return _union(members, flags)
+
+
+@lru_cache(maxsize=4096)
+def _union(members: tuple[Any, ...], flags: int) -> cs.CharSet:
+    ascii_only = bool(flags & re.ASCII)
+    spelt: list[tuple[int, int]] = []
+    named: list[tuple[int, int]] = []
+    for kind, value in members:
+        if kind is op.LITERAL:
+            spelt.append((value, value))
+        elif kind is op.RANGE:
+            spelt.append(value)
+        else:
+            name, is_negated = _CATEGORIES[value]
+            named += cs.category(name, ascii_only, is_negated)
+    if not flags & re.IGNORECASE:
+        return cs.charset([*spelt, *named])
+    lows = cs.charset([*cs.lowered(cs.charset(spelt), ascii_only), *named])
+    return cs.matching_lowered(lows, ascii_only)
 
 
 def _is_anchor(item: Any) -> bool:

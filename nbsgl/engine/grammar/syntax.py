@@ -6,7 +6,7 @@ hash from its making, so sets of deep trees cost nothing; a tree may share nodes
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -186,23 +186,23 @@ def children(node: Syntax) -> tuple[Syntax, ...]:
     return node.options if isinstance(node, Either) else (node.inner,)
 
 
-def post_order(root: Syntax) -> list[Syntax]:
+def post_order(root: Syntax) -> Iterator[Syntax]:
     """All nodes, children before parents, a shared one once; whatever the depth."""
-    found: list[Syntax] = []
     done: set[int] = set()
     stack: list[tuple[Syntax, bool]] = [(root, False)]
     while stack:
         node, is_ready = stack.pop()
         if id(node) in done:
             continue
-        below = () if is_ready else children(node)
-        if below:
+        # A long literal is few characters, many times.
+        below = {} if is_ready else {id(child): child for child in children(node)}
+        waiting = [(child, False) for key, child in below.items() if key not in done]
+        if waiting:
             stack.append((node, True))
-            stack += [(child, False) for child in reversed(below) if id(child) not in done]
+            stack += reversed(waiting)
         else:
             done.add(id(node))
-            found.append(node)
-    return found
+            yield node
 
 
 def is_nullable(root: Syntax) -> bool:
