@@ -47,7 +47,7 @@ class Posted:
     pieces: tuple[Piece, ...] | None = None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Branch:
     """One branch.
 

@@ -502,7 +502,9 @@ class GraphRunner:
     def _fork(self, parent: Branch, node: Fork) -> bool:
         if parent.may_be_cut:
             return False
-        child = parent.of.branches[node.branch]
+        child = next((child for child in parent.children if child.number == node.branch), None)
+        if child is None:
+            return True  # it was ended before it was born
         parent.children.remove(child)
         child.run, child.lead, child.cells = list(parent.run), parent.lead, list(parent.cells)
         child.is_born = True
@@ -630,6 +632,8 @@ class GraphRunner:
         )
         never = {id(posted.cell) for posted in branch.posted.values()}
         self._seqs.drop([branch])
+        if not branch.is_born and branch.parent is not None and branch in branch.parent.children:
+            branch.parent.children.remove(branch)
         heirs = list(branch.children)
         branch.children.clear()
         for other in branch.of.branches.values():

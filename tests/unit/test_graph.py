@@ -270,6 +270,18 @@ def test_abort_ends_what_runs_and_leaves_what_is_idle() -> None:
     assert world.results()[2] == "A"
 
 
+def test_a_fork_that_is_given_up_before_it_is_born_leaves_its_parent_going() -> None:
+    world = World(scripted("ok\n"))
+    world.submit(Root(branch=0), Text(branch=0, text="a"), gen(0, 0, stop=("\n",)))
+    world.submit(Fork(branch=1, parent=0), Text(branch=1, text="!"), gen(1, 1), gen(0, 2, max_tokens=1))
+    world.worker.step()
+    world.graph.abort("client", 1, [1], "nobody")
+    world.submit(Close(branch=1))
+    world.run()
+    assert world.results() == {0: "ok", 2: "o"}
+    assert list(world.graph._runs["client", 1].branches) == [0]
+
+
 def test_closed_branch_is_forgotten_when_done() -> None:
     world = World(scripted("ok"))
     world.submit(Root(branch=0), Text(branch=0, text="a"), gen(0, 0), Close(branch=0))
