@@ -30,18 +30,24 @@ Place = tuple[str, Any, dict[str, Any]]
 """(JSON pointer of a schema, keyword, the schema)."""
 
 
-def load(text: str) -> dict[str, Any]:
-    """Parse and check a schema; `BadGrammar` names the place and the reason.  Property order is kept."""
+def parse(text: str, **readers: Any) -> Any:
+    """The JSON of a schema; `BadGrammar` if it is none, too long or nested too deep.  Property order is kept."""
     size = len(text.encode("utf-8", "surrogatepass"))
     if size > MAX_SCHEMA_BYTES:
         raise bad("", f"{size:,} bytes, the limit is {MAX_SCHEMA_BYTES:,}", limit="1 MiB of schema")
     try:
-        schema = json.loads(text, parse_constant=_no_constant)
+        schema = json.loads(text, parse_constant=_no_constant, **readers)
     except RecursionError:
         raise bad("", f"nested deeper than {MAX_NESTING}", limit=f"nesting of {MAX_NESTING}") from None
     except ValueError as error:
         raise bad("", f"not JSON: {error}") from None
     _check_depth(schema)
+    return schema
+
+
+def load(text: str) -> dict[str, Any]:
+    """Parse and check a schema; `BadGrammar` names the place and the reason."""
+    schema = parse(text)
     if schema is True:
         return {}
     if schema is False:
@@ -66,26 +72,26 @@ def places(schema: Any, pointer: str = "") -> Iterator[Place]:
         return
     for keyword, value in schema.items():
         yield pointer, keyword, schema
-        below = f"{pointer}/{_escape(keyword)}"
+        below = f"{pointer}/{escape(keyword)}"
         if keyword in _DATA:
             continue
         if keyword in _NAMED_SCHEMAS and isinstance(value, dict):
             for name, inner in value.items():
-                yield from places(inner, f"{below}/{_escape(name)}")
+                yield from places(inner, f"{below}/{escape(name)}")
         else:
             yield from places(value, below)
 
 
 def pointer_of(schema: dict[str, Any], keyword: str) -> str:
     """The pointer of the first use of a keyword; the whole schema's if there is none."""
-    found = (f"{pointer}/{_escape(keyword)}" for pointer, used, _ in places(schema) if used == keyword)
+    found = (f"{pointer}/{escape(keyword)}" for pointer, used, _ in places(schema) if used == keyword)
     return next(found, "")
 
 
 def _check_keywords(schema: dict[str, Any]) -> None:
     refs = 0
     for pointer, keyword, parent in places(schema):
-        value, here = parent[keyword], f"{pointer}/{_escape(keyword)}"
+        value, here = parent[keyword], f"{pointer}/{escape(keyword)}"
         if keyword in REFUSED:
             raise bad(here, f"the keyword {keyword!r} is not supported")
         if keyword == "$ref":
@@ -123,5 +129,5 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
 
 
-def _escape(key: str) -> str:
+def escape(key: str) -> str:
     return key.replace("~", "~0").replace("/", "~1")

@@ -1,0 +1,384 @@
+"""What a schema says about numbers, and how they are spelt.
+
+Numbers that nothing is said about are spelt as JSON likes.  Under a bound or another condition they are decimals
+without exponent and without -0: a set of values is then a regular set of texts, and so is its complement.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal
+from math import gcd
+
+from nbsgl.engine.grammar.charset import charset
+from nbsgl.engine.grammar.json.machine import TooWide, language_of
+from nbsgl.engine.grammar.syntax import (
+    EMPTY_TEXT,
+    NOTHING,
+    Chars,
+    Syntax,
+    both,
+    character,
+    concat,
+    either,
+    literal,
+    negate,
+    optional,
+    repeat,
+)
+
+MAX_LISTED = 2_000  # multiples within bounds that are written out
+MAX_DIGITS = 400  # of a bound
+
+
+def span(low: int, high: int) -> Syntax:
+    """One digit between two; none if they are the wrong way round."""
+    return Chars(charset([(48 + low, 48 + high)])) if low <= high else NOTHING
+
+
+DIGIT, MINUS, DOT = span(0, 9), character("-"), character(".")
+_SOME = repeat(DIGIT, 1)
+_WHOLE = either([span(0, 0), concat([span(1, 9), repeat(DIGIT)])])
+_FRACTION = optional(concat([DOT, _SOME]))
+_SIGNS = Chars(charset([(43, 43), (45, 45)]))
+_EXPONENT = optional(concat([Chars(charset([(69, 69), (101, 101)])), optional(_SIGNS), _SOME]))
+INTEGER = concat([optional(MINUS), _WHOLE])
+NUMBER = concat([INTEGER, _FRACTION, _EXPONENT])
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """All of: an integer or not (None: either), bounds, `multiples` of, `values` as texts, `without` these."""
+
+    integer: bool | None = None
+    low: Decimal | None = None
+    low_open: bool = False
+    high: Decimal | None = None
+    high_open: bool = False
+    multiples: frozenset[Decimal] = frozenset()
+    not_multiples: frozenset[Decimal] = frozenset()
+    values: frozenset[str] | None = None
+    without: frozenset[Decimal] = frozenset()
+    contradicts: bool = False
+
+    def both(self, other: Numbers) -> Numbers:
+        """What both say; values that one of them excludes are left out."""
+        low, low_open = max([self, other], key=_below)._low_side
+        high, high_open = min([self, other], key=_above)._high_side
+        found = Numbers(
+            self.integer if other.integer is None else other.integer,
+            low,
+            low_open,
+            high,
+            high_open,
+            self.multiples | other.multiples,
+            self.not_multiples | other.not_multiples,
+            None,
+            self.without | other.without,
+            self.contradicts or other.contradicts or {self.integer, other.integer} == {True, False},
+        )
+        if self.values is None and other.values is None:
+            return found
+        values = sorted((self.values or frozenset()) | (other.values or frozenset()))
+        for side in (self, other):
+            if side.values is not None:
+                allowed = set(map(Decimal, side.values))
+                values = [text for text in values if Decimal(text) in allowed]
+        return Numbers(values=frozenset(text for text in values if found.allows(Decimal(text))))
+
+    @property
+    def _low_side(self) -> tuple[Decimal | None, bool]:
+        return self.low, self.low_open
+
+    @property
+    def _high_side(self) -> tuple[Decimal | None, bool]:
+        return self.high, self.high_open
+
+    def allows(self, value: Decimal) -> bool:
+        if self.contradicts or value in self.without:
+            return False
+        if self.integer is not None and self.integer != is_whole(value):
+            return False
+        if self.low is not None and (value < self.low or (self.low_open and value == self.low)):
+            return False
+        if self.high is not None and (value > self.high or (self.high_open and value == self.high)):
+            return False
+        if any(divides(step, value) for step in self.not_multiples):
+            return False
+        return all(divides(step, value) for step in self.multiples)
+
+    @property
+    def is_empty(self) -> bool:
+        """Certainly no number at all (False: there may be some)."""
+        if self.contradicts or self.values == frozenset():
+            return True
+        if self.low is None or self.high is None:
+            return False
+        if self.integer:
+            first, last = self._whole_bounds()
+            return first > last
+        return self.low > self.high or (self.low == self.high and (self.low_open or self.high_open))
+
+    def _whole_bounds(self) -> tuple[int | None, int | None]:
+        low = high = None
+        if self.low is not None:
+            low = _ceil(self.low) + (1 if self.low_open and is_whole(self.low) else 0)
+        if self.high is not None:
+            high = -_ceil(-self.high) - (1 if self.high_open and is_whole(self.high) else 0)
+        return low, high
+
+    @property
+    def form(self) -> Syntax:
+        """The numbers as texts; `TooWide` for multiples that no small automaton knows."""
+        if self.is_empty:
+            return NOTHING
+        if self.values is not None:
+            return either(literal(text) for text in sorted(self.values))
+        whole = self.integer or any(is_whole(step) for step in self.multiples)
+        extra = self.multiples or self.not_multiples or self.without
+        if not extra and self.low is None and self.high is None and self.integer is not False:
+            return INTEGER if whole else NUMBER
+        if whole and not extra:
+            return integers_between(*self._whole_bounds())
+        if (listed := self._listed()) is not None:
+            return either(map(literal, listed))
+        return self._decimals(bool(whole))
+
+    def _listed(self) -> list[str] | None:
+        """The values one by one, if they are multiples within bounds and few."""
+        steps = [step for step in self.multiples if step > 0] or ([Decimal(1)] if self.integer else [])
+        if not steps or self.low is None or self.high is None:
+            return None
+        step = max(steps)
+        first, last = _ceil(self.low / step), -_ceil(-self.high / step)
+        if last - first > MAX_LISTED:
+            return None
+        values = (step * i for i in range(first, last + 1))
+        return [f"{value:f}" if value else "0" for value in values if self.allows(value)]
+
+    def _decimals(self, whole: bool) -> Syntax:
+        base = _PLAIN_WHOLE if whole else _PLAIN
+        parts = [base]
+        if self.integer is False:
+            parts.append(negate(_INTEGRAL))
+        if self.low is not None or self.high is not None:
+            if whole:
+                parts = [integers_between(*self._whole_bounds())]
+            else:
+                parts[0] = _between(self.low, self.low_open, self.high, self.high_open)
+        parts += [multiples_of(step, whole) for step in sorted(self.multiples) if not (whole and step == 1)]
+        parts += [negate(multiples_of(step, False)) for step in sorted(self.not_multiples)]
+        parts += [negate(equal_to(value)) for value in sorted(self.without)]
+        return both(parts)
+
+
+def _below(numbers: Numbers) -> tuple[bool, Decimal, bool]:
+    return (numbers.low is not None, numbers.low or Decimal(0), numbers.low_open)
+
+
+def _above(numbers: Numbers) -> tuple[bool, Decimal, bool]:
+    return (numbers.high is None, numbers.high or Decimal(0), not numbers.high_open)
+
+
+def is_whole(value: Decimal) -> bool:
+    return value == value.to_integral_value()
+
+
+def divides(step: Decimal, value: Decimal) -> bool:
+    top, bottom = (value.as_integer_ratio(), step.as_integer_ratio())
+    return (top[0] * bottom[1]) % (top[1] * bottom[0]) == 0
+
+
+def _ceil(value: Decimal) -> int:
+    top, bottom = value.as_integer_ratio()
+    return -(-top // bottom)
+
+
+# ---- ranges of integers ----------------------------------------------------------------------------------------------
+
+
+def integers_between(low: int | None, high: int | None) -> Syntax:
+    """Integers in JSON's spelling without -0; None is no bound."""
+    options = []
+    if low is None or low < 0:
+        options.append(
+            concat([MINUS, _whole_between(1 if high is None else max(1, -high), None if low is None else -low)])
+        )
+    if high is None or high >= 0:
+        options.append(_whole_between(0 if low is None else max(0, low), high))
+    return either(options)
+
+
+def _whole_between(low: int, high: int | None) -> Syntax:
+    if high is None:
+        same = _at_least(str(low))
+        longer = concat([span(1, 9), repeat(DIGIT, len(str(low)))])
+        return either([same, longer])
+    if high < low:
+        return NOTHING
+    a, b = str(low), str(high)
+    if len(a) == len(b):
+        return _digits_between(a, b)
+    middle = [
+        concat([span(1, 9), repeat(DIGIT, len(a), len(b) - 2)]) if len(b) - 2 >= len(a) else NOTHING,
+    ]
+    return either([_at_least(a), *middle, _at_most(b)])
+
+
+def _at_least(digits: str) -> Syntax:
+    """As many digits, not less."""
+    if not digits:
+        return EMPTY_TEXT
+    first, rest = int(digits[0]), digits[1:]
+    more = concat([span(first + 1, 9), repeat(DIGIT, len(rest), len(rest))])
+    return either([more, concat([span(first, first), _at_least(rest)])])
+
+
+def _at_most(digits: str, leading: bool = True) -> Syntax:
+    """As many digits, not more; the first is no 0 unless it is the only one."""
+    if not digits:
+        return EMPTY_TEXT
+    first, rest = int(digits[0]), digits[1:]
+    least = 1 if leading and rest else 0
+    fewer = concat([span(least, first - 1), repeat(DIGIT, len(rest), len(rest))])
+    return either([fewer, concat([span(first, first), _at_most(rest, False)])])
+
+
+def _digits_between(a: str, b: str) -> Syntax:
+    if not a:
+        return EMPTY_TEXT
+    low, high, size = int(a[0]), int(b[0]), len(a) - 1
+    if low == high:
+        return concat([span(low, low), _digits_between(a[1:], b[1:])])
+    inner = concat([span(low + 1, high - 1), repeat(DIGIT, size, size)])
+    return either(
+        [
+            concat([span(low, low), _at_least(a[1:])]),
+            inner,
+            concat([span(high, high), _at_most(b[1:], False)]),
+        ]
+    )
+
+
+# ---- ranges of decimals ----------------------------------------------------------------------------------------------
+
+_POSITIVE_TAIL = concat([repeat(DIGIT), span(1, 9), repeat(DIGIT)])
+_POSITIVE = either(
+    [concat([span(1, 9), repeat(DIGIT), _FRACTION]), concat([span(0, 0), DOT, _POSITIVE_TAIL])],
+)
+_PLAIN = either([concat([_WHOLE, _FRACTION]), concat([MINUS, _POSITIVE])])
+_PLAIN_WHOLE = integers_between(None, None)
+_ZEROS = optional(concat([DOT, repeat(span(0, 0), 1)]))
+_INTEGRAL = concat([_PLAIN_WHOLE, _ZEROS])
+
+
+def equal_to(value: Decimal) -> Syntax:
+    """Every decimal of this value."""
+    digits = f"{abs(value):f}".partition(".")
+    whole, fraction = digits[0].lstrip("0") or "0", digits[2].rstrip("0")
+    tail = concat([DOT, literal(fraction), repeat(span(0, 0))]) if fraction else _ZEROS
+    return concat([*([MINUS] if value < 0 else []), literal(whole), tail])
+
+
+def _between(low: Decimal | None, low_open: bool, high: Decimal | None, high_open: bool) -> Syntax:
+    zero = Decimal(0)
+    options = []
+    if low is None or low < 0:
+        # -y with y > 0, y <= -low and y >= -high
+        under = _not_above(-low, low_open) if low is not None else None
+        over = _not_below(-high, high_open) if high is not None and high < 0 else _POSITIVE
+        options.append(concat([MINUS, over if under is None else both([under, over])]))
+    if high is None or high >= 0:
+        parts = [_not_above(high, high_open)] if high is not None else []
+        if low is not None and (low > 0 or (low == zero and low_open)):
+            parts.append(_not_below(low, low_open))
+        options.append(both(parts) if parts else concat([_WHOLE, _FRACTION]))
+    return either(options)
+
+
+def _split(value: Decimal) -> tuple[int, str]:
+    whole, _, fraction = f"{value:f}".partition(".")
+    return int(whole), fraction.rstrip("0")
+
+
+def _not_below(bound: Decimal, is_open: bool) -> Syntax:
+    """Decimals without sign that are at least the bound, or more if it is open."""
+    whole, fraction = _split(bound)
+
+    def tail(digits: str) -> Syntax:
+        if not digits:
+            return _POSITIVE_TAIL if is_open else repeat(DIGIT)
+        first = int(digits[0])
+        return either([concat([span(first + 1, 9), repeat(DIGIT)]), concat([span(first, first), tail(digits[1:])])])
+
+    same = _FRACTION if not fraction and not is_open else concat([DOT, tail(fraction)])
+    return either([concat([_whole_between(whole + 1, None), _FRACTION]), concat([literal(str(whole)), same])])
+
+
+def _not_above(bound: Decimal, is_open: bool) -> Syntax:
+    """Decimals without sign that are at most the bound, or less if it is open."""
+    whole, fraction = _split(bound)
+
+    def tail(digits: str) -> Syntax:
+        if not digits:
+            return NOTHING if is_open else repeat(span(0, 0))
+        first, rest = int(digits[0]), digits[1:]
+        after = optional(tail(rest)) if rest or not is_open else NOTHING
+        return either([concat([span(0, first - 1), repeat(DIGIT)]), concat([span(first, first), after])])
+
+    less = concat([_whole_between(0, whole - 1), _FRACTION]) if whole else NOTHING
+    if fraction:
+        same = optional(concat([DOT, tail(fraction)]))
+    else:
+        same = NOTHING if is_open else _ZEROS
+    return either([less, concat([literal(str(whole)), same])])
+
+
+# ---- multiples -------------------------------------------------------------------------------------------------------
+
+
+def multiples_of(step: Decimal, whole: bool) -> Syntax:
+    """Decimals (`whole`: integers) with any sign that are multiples; one automaton for each prime power of the step."""
+    top, bottom = step.as_integer_ratio()
+    places = 0
+    while 10**places % bottom:
+        places += 1
+    number = top * (10**places // bottom)
+    if whole:
+        number //= gcd(number, 10**places)
+        places = 0
+    if number == 1:
+        return _scaled(1, places, whole)
+    return both(_scaled(power, places, whole) for power in _prime_powers(number))
+
+
+def _prime_powers(number: int) -> list[int]:
+    found, factor = [], 2
+    while factor * factor <= number and factor < 1000:
+        power = 1
+        while number % factor == 0:
+            power, number = power * factor, number // factor
+        if power > 1:
+            found.append(power)
+        factor += 1
+    return [*found, number] if number > 1 else found
+
+
+def _scaled(modulus: int, places: int, whole: bool) -> Syntax:
+    """Texts of digits, a point and digits whose value times 10**places is a multiple of the modulus."""
+    if modulus * (places + 1) > 2_000:
+        raise TooWide(f"multiples of a number with the factor {modulus:,}")
+
+    # A state is (digits behind the point, remainder); -1: no point yet.
+    def step(state: tuple[int, int], char: str) -> tuple[int, int] | None:
+        behind, rest = state
+        if char == ".":
+            return (0, rest) if behind < 0 and not whole else None
+        if behind == places:
+            return state if char == "0" else None
+        return (behind + (behind >= 0), (rest * 10 + int(char)) % modulus)
+
+    def accepts(state: tuple[int, int]) -> bool:
+        return state[1] * 10 ** (places - max(state[0], 0)) % modulus == 0
+
+    return concat([optional(MINUS), language_of((-1, 0), step, accepts, "0123456789.")])

@@ -1,0 +1,193 @@
+"""The texts of objects: named members in the schema's order, then members of other names.
+
+Of a name that comes twice the last member counts, as JSON's readers have it.  So "there is another member with ..." is
+held by the last one, and a count of different names from below can count all other members only as one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+from nbsgl.engine.grammar import dfa
+from nbsgl.engine.grammar.json.cases import NEVER, Conj, Members, Objects, Some, all_of
+from nbsgl.engine.grammar.json.forms import Form, Lexeme, Rule
+from nbsgl.engine.grammar.json.keywords import Unsupported
+from nbsgl.engine.grammar.json.solver import named
+from nbsgl.engine.grammar.json.strings import matches
+from nbsgl.engine.grammar.syntax import EMPTY_TEXT, NOTHING, Syntax, both, concat, either, literal, negate, repeat
+
+MAX_PATTERNS = 6  # other names are sorted by which patterns they match: 2**6 kinds
+MAX_COUNTED = 20_000  # members times counts
+_Pairs = list[tuple[Syntax, Conj]]
+
+
+def object_form(maker: Any, objects: Objects, pointer: str) -> Form:
+    """`{`, the members, `}`.  `Unsupported` for what no rules can hold."""
+    return either(_with_some(maker, replace(objects, some=()), objects.some, None, pointer))
+
+
+def _with_some(maker: Any, objects: Objects, some: tuple[Some, ...], other: Some | None, pointer: str) -> list[Form]:
+    """Each demand for a member is met by one of the named ones, or by one of another name."""
+    if not some:
+        return [_Object(maker, objects, other, pointer).form]
+    first, found = some[0], []
+    for name in _names(objects):
+        if _fits(first, name):
+            says = Members(((name, first.value),))
+            chosen = replace(objects, members=(*objects.members, says), required=_with(objects.required, name))
+            found += _with_some(maker, chosen, some[1:], other, pointer)
+    if other is not None:
+        raise Unsupported(
+            pointer, "", "two members of names that are not given must each have something: not supported"
+        )
+    return found + _with_some(maker, objects, some[1:], first, pointer)
+
+
+def _with(names: tuple[str, ...], name: str) -> tuple[str, ...]:
+    return names if name in names else (*names, name)
+
+
+def _fits(some: Some, name: str) -> bool:
+    return (
+        name not in some.names
+        and all(matches(tree, name) for tree in some.fits)
+        and not any(matches(tree, name) for tree in some.avoids)
+    )
+
+
+def _names(objects: Objects) -> list[str]:
+    """All names that are spoken of, in the order in which they are written."""
+    said = [name for members in objects.members for name, _ in members.props]
+    return list(dict.fromkeys([*said, *objects.required]))
+
+
+class _Object:
+    """`other`: a demand that a member of a name not given must meet."""
+
+    def __init__(self, maker: Any, objects: Objects, other: Some | None, pointer: str) -> None:
+        self.maker, self.objects, self.pointer = maker, objects, pointer
+        self.comma = maker.texts.comma
+        self.named = [(name, self._allowed(named(objects, name))) for name in _names(objects)]
+        self.given = either(literal(name) for name, _ in self.named)
+        self.members = [(name, conj) for name, conj in self.named if conj != NEVER]
+        self.has_missing = any(conj == NEVER and name in objects.required for name, conj in self.named)
+        self.other = other
+        self.pair = self._pair(None)
+        self.last = None if other is None else self._pair(other)
+        self.form = NOTHING if self.has_missing else self._form()
+
+    def _allowed(self, conj: Conj) -> Conj:
+        return conj if self.maker.possible(conj) else NEVER
+
+    # ---- members of other names --------------------------------------------------------------------------------------
+
+    def _pair(self, some: Some | None) -> Form:
+        """A member of another name; with `some`, one that meets the demand."""
+        patterns = list(dict.fromkeys(tree for members in self.objects.members for tree, _ in members.patterns))
+        if len(patterns) > MAX_PATTERNS:
+            reason = f"more than {MAX_PATTERNS} patterns for the names of one object are not supported"
+            raise Unsupported(self.pointer, "patternProperties", reason)
+        pairs = []
+        for sides in product((True, False), repeat=len(patterns)):
+            matched = {tree for tree, side in zip(patterns, sides) if side}
+            conj = self._allowed(all_of(*(self._said(members, matched) for members in self.objects.members)))
+            parts = [tree if side else negate(tree) for tree, side in zip(patterns, sides)]
+            parts += [*self.objects.names, negate(self.given)]
+            if some is not None:
+                conj = self._allowed(all_of(conj, some.value))
+                parts += [*some.fits, *map(negate, some.avoids), negate(either(map(literal, sorted(some.names))))]
+            names = both(parts)
+            if conj != NEVER and not _is_empty(names):
+                pairs.append(concat([self.maker.texts.key(names), self.maker.rule(conj, self.pointer)]))
+        return either(pairs)
+
+    def _said(self, members: Members, matched: set[Syntax]) -> Conj:
+        said = [conj for tree, conj in members.patterns if tree in matched]
+        return all_of(*said) if said else members.rest
+
+    def _rest(self, is_due: bool, count: int) -> Form:
+        """After the named members, `count` of which are there: any number of others that the bounds allow."""
+        low, high = self._left(count)
+        most = None if high is None else high
+        if self.last is not None:
+            if most == 0 or low > 1:
+                return NOTHING if most == 0 else self._unsupported_count()
+            before = None if most is None else most - 1
+            due = [self.comma] if is_due else []
+            alone = concat([*due, self.last])
+            many = concat(
+                [*due, self.pair, repeat(concat([self.comma, self.pair]), 0, _less(before)), self.comma, self.last]
+            )
+            return alone if before == 0 else either([alone, many])
+        if self.pair == NOTHING:
+            return NOTHING if low else EMPTY_TEXT
+        if low > 1:
+            return self._unsupported_count()
+        if is_due:
+            return repeat(concat([self.comma, self.pair]), low, most)
+        some = NOTHING if most == 0 else concat([self.pair, repeat(concat([self.comma, self.pair]), 0, _less(most))])
+        return some if low else either([EMPTY_TEXT, some])
+
+    def _unsupported_count(self) -> Form:
+        reason = "the keyword 'minProperties' is not supported where other names may have to make up the number"
+        raise Unsupported(self.pointer, "minProperties", reason)
+
+    def _left(self, count: int) -> tuple[int, int | None]:
+        high = self.objects.high
+        return max(0, self.objects.low - count), None if high is None else max(0, high - count)
+
+    # ---- the whole ---------------------------------------------------------------------------------------------------
+
+    def _form(self) -> Form:
+        return concat([self.maker.texts.open_object, self._body(), self.maker.texts.close_object])
+
+    def _body(self) -> Form:
+        """From the last member to the first: what may follow, by whether a comma is due and how many there were."""
+        size = len(self.members)
+        needed = sum(name in self.objects.required for name, _ in self.members)
+        high = self.objects.high
+        is_counted = self.objects.low > needed or (high is not None and (size > high or self.pair != NOTHING))
+        most = max(self.objects.low, size if high is None else high) if is_counted else 0
+        counts = range(min(most, size) + 1)
+        if size * len(counts) > MAX_COUNTED:
+            raise Unsupported(
+                self.pointer, "maxProperties", "counting the members of so large an object is not supported"
+            )
+        follow = {(due, count): self._rest(due, count) for due in (False, True) for count in counts}
+        for place in reversed(range(size)):
+            follow = self._before(place, follow, counts, is_counted)
+        return follow[False, 0]
+
+    def _before(self, place: int, follow: dict[Any, Form], counts: range, is_counted: bool) -> dict[Any, Form]:
+        name, conj = self.members[place]
+        pair = [self.maker.texts.key(literal(name)), self.maker.rule(conj, self.pointer)]
+        shared = {key: self._shared(form) for key, form in follow.items() if key[0]}
+        found: dict[Any, Form] = {}
+        for is_due, count in follow:
+            after = min(count + 1, counts[-1]) if is_counted else count
+            taken = concat([*([self.comma] if is_due else []), *pair, shared[True, after]])
+            if is_counted and self.objects.high is not None and count + 1 > self.objects.high:
+                taken = NOTHING
+            skipped = (
+                NOTHING if name in self.objects.required else shared[True, count] if is_due else follow[False, count]
+            )
+            found[is_due, count] = either([taken, skipped])
+        return found
+
+    def _shared(self, form: Form) -> Form:
+        if isinstance(form, (Rule, Lexeme)) or form in (EMPTY_TEXT, NOTHING):
+            return form
+        return self.maker.rules.add(self.pointer, form)
+
+
+def _less(most: int | None) -> int | None:
+    return None if most is None else most - 1
+
+
+def _is_empty(names: Syntax) -> bool:
+    try:
+        return dfa.build(names).is_empty
+    except dfa.TooManyStates:
+        return False
