@@ -36,14 +36,29 @@ SHOWN = {
         "Spain Madrid True",
         "Italy Rome Europe",
     ),
+    "04_structured.ipynb": (
+        '"capital": "Rome"',
+        "('Asia', 4, datetime.date)",
+        "Country(name='France', capital='Paris', continent='Europe')",
+        "('capital_of', {'country': 'Spain'}, 'Madrid')",
+        "off: {",
+        "verify: {",
+        "nodes drawn",
+        "drawn as 7 nodes",
+        "True False",
+        "4,096 tokens allowed",
+        "position 3: a back-reference",
+    ),
 }
+# pictures of automata in what is saved
+DRAWN = {"04_structured.ipynb": 6}
 
 
 def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def check(notebook: nbformat.NotebookNode, shown: tuple[str, ...]) -> None:
+def check(notebook: nbformat.NotebookNode, shown: tuple[str, ...], drawn: int = 0) -> None:
     """Every cell but the first shows something, the promised words come in order, and nothing needs a kernel."""
     cells = code_cells(notebook)
     for cell in cells[1:]:
@@ -55,13 +70,14 @@ def check(notebook: nbformat.NotebookNode, shown: tuple[str, ...]) -> None:
     whole = json.dumps(notebook)
     assert "application/vnd.jupyter.widget" not in whole
     assert "<script" not in whole
+    assert whole.count('<img alt=\\"automaton of') >= drawn
 
 
 @pytest.mark.parametrize("name", SHOWN)
 def test_notebook_runs_and_its_saved_outputs_are_true(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check(nbformat.read(NOTEBOOKS / name, as_version=4), SHOWN[name])
+    check(nbformat.read(NOTEBOOKS / name, as_version=4), SHOWN[name], DRAWN.get(name, 0))
     copy = tmp_path / name
     copy.write_bytes((NOTEBOOKS / name).read_bytes())
     written: list[str] = []
@@ -69,4 +85,4 @@ def test_notebook_runs_and_its_saved_outputs_are_true(
         monkeypatch.setenv("NBSGL_RUNTIME_DIR", short)
         status = run_demo(copy, save=True, timeout_s=60, write=written.append)
     assert status == 0, "\n".join(written)
-    check(nbformat.read(copy, as_version=4), SHOWN[name])
+    check(nbformat.read(copy, as_version=4), SHOWN[name], DRAWN.get(name, 0))
