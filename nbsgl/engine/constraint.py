@@ -44,6 +44,7 @@ class Constraint:
         self.tables: Any = getattr(compiled, "tables", None)
         self.jump: JumpForward | None = None
         self.edges: dict[Any, Edge] = {}
+        self._rest: Sequence[int] = ()  # of the proposal that the masks narrow to
         self.num_taken = 0
         self.proposed = self.accepted = self.steps_saved = self.stood_in = 0
         self.fits = spec.on_limit == "fit"
@@ -81,6 +82,8 @@ class Constraint:
     def advance(self, token: int) -> bool:
         if not self.matcher.advance(token):
             return False
+        if self._rest:
+            self._rest = self._rest[1:] if self._rest[0] == token else ()
         self.num_taken += 1
         self.stood_in += self.pending is not None
         return True
@@ -117,9 +120,10 @@ class Constraint:
         return self.spec.jump == "canonical"
 
     def proposal(self) -> Sequence[int]:
-        """The canonical tokens of what is forced here, behind the sequence's last token."""
-        edge = self.jump.edge(self) if self.jump is not None else None
-        return edge.ids if edge is not None else ()
+        """The canonical tokens of what is forced here; of a proposal that was begun, its rest."""
+        if not self._rest and self.jump is not None and (edge := self.jump.edge(self)) is not None:
+            self._rest = edge.ids
+        return self._rest
 
     def is_near_limit(self, num_pending: int) -> bool:
         """Whether the mask depends on how many tokens are left, with so many drawn that the host has not seen."""

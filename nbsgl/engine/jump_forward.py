@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import eq
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from nbsgl.engine.batch import Row, RowResult
-from nbsgl.engine.grammar.forced import Encoder, propose
+from nbsgl.engine.grammar.forced import Encoder, propose, tail_of
 from nbsgl.engine.stop import Ending, Vocab
 from nbsgl.protocol import SamplingParams
 
@@ -32,7 +33,7 @@ MOST_EDGES = 4096  # of one grammar
 
 @dataclass(slots=True)
 class Edge:
-    """Forced text behind one place and token: its tokens, the place behind each (in tables), and how drafts fared."""
+    """Forced text behind one place and tail: its tokens, the place behind each (in tables), and how drafts fared."""
 
     ids: Sequence[int]
     states: Sequence[int]
@@ -74,18 +75,17 @@ class JumpForward:
         """What is forced where the constraint is; None if nothing is."""
         if constraint.is_near_limit(0) or not constraint.tokens:
             return None
-        matcher, last = constraint.matcher, constraint.tokens[-1]
+        matcher, tail = constraint.matcher, tail_of(constraint.tokens, self._vocab)
         place = matcher.state if constraint.tables is not None else matcher.forced_bytes()
-        edge = constraint.edges.get((place, last))
+        edge = constraint.edges.get((place, tail))
         if edge is None:
             if len(constraint.edges) >= MOST_EDGES:
                 constraint.edges.clear()
-            edge = constraint.edges[place, last] = self._new_edge(constraint, last)
+            edge = constraint.edges[place, tail] = self._new_edge(constraint, tail)
         return edge if edge.ids else None
 
-    def _new_edge(self, constraint: Constraint, last: int) -> Edge:
+    def _new_edge(self, constraint: Constraint, tail: bytes) -> Edge:
         assert self._encode is not None
-        tail = (self._vocab[last] if last < len(self._vocab) else None) or b""
         ids = propose(constraint.matcher, tail, self._vocab, self._encode, MOST_DRAFT)
         if constraint.tables is None:
             return Edge(ids, ())
@@ -120,12 +120,13 @@ class JumpForward:
         first = (-1,) if ahead else (constraint.matcher.state,) if edge.states else ()
         return Draft(ids, (*first, *edge.states[ahead : ahead + len(ids)]), edge)
 
-    def settled(self, constraint: Constraint, draft: Draft, num_taken: int) -> None:
-        """Of a row with this draft `num_taken` tokens count."""
-        self._count(constraint, len(draft.ids), num_taken - 1, num_taken - 1)
+    def settled(self, constraint: Constraint, draft: Draft, taken: Sequence[int]) -> None:
+        """Of a row with this draft these tokens count."""
+        num_accepted = sum(map(eq, draft.ids, taken))  # only the last one taken can differ
+        self._count(constraint, len(draft.ids), num_accepted, len(taken) - 1)
         draft.edge.num_tries += 1
         draft.edge.num_proposed += len(draft.ids)
-        draft.edge.num_accepted += num_taken - 1
+        draft.edge.num_accepted += num_accepted
 
     def _count(self, constraint: Constraint, proposed: int, accepted: int, saved: int) -> None:
         for who in (self, constraint):

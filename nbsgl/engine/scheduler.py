@@ -224,9 +224,9 @@ class Scheduler:
     def step(self) -> bool:
         """Choose a batch, launch it, settle the one before.  False when nothing is left to do."""
         begin = self._clock()
-        self._look_for_grammars()
         if self._is_held_by_grammars():
             self._settle()
+        self._look_for_grammars()
         flight = self._launch(self._next_batch())
         self._settle()
         self.flight = flight
@@ -746,7 +746,7 @@ class Scheduler:
         self._decoded += num_taken
         if entry.draft is not None:
             assert run.constraint is not None
-            self.jump.settled(run.constraint, entry.draft, num_taken)
+            self.jump.settled(run.constraint, entry.draft, seq.tokens[-num_taken:])
             # what was computed behind the last token that counts is as if it had not been: its slots are granted ahead
             seq.settled_len += num_taken - 1
             seq.kv_len = seq.settled_len

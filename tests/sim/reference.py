@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from nbsgl.engine.grammar.forced import propose
+from nbsgl.engine.grammar.forced import propose, tail_of
 from nbsgl.engine.jump_forward import MOST_DRAFT
 from nbsgl.engine.segments import Forced, Sampled, Segment
 from nbsgl.protocol import Finish, SamplingParams, unpack_ids
@@ -56,6 +56,7 @@ def _sampled(tokens: list[int], segment: Sampled, context_length: int, capacity:
             return Outcome(error="RequestTooLong")
     matcher = ToyGrammar(segment.grammar.text, VOCAB).matcher() if segment.grammar else None
     is_canonical = segment.grammar is not None and segment.grammar.jump == "canonical"
+    rest: tuple[int, ...] = ()
     ends_free = limit == 0 or (matcher is not None and matcher.is_finished())
     if not tokens and not (ends_free and not (limit == 0 and params.return_logprob)):
         return Outcome(error="ParameterError")
@@ -64,7 +65,10 @@ def _sampled(tokens: list[int], segment: Sampled, context_length: int, capacity:
         outcome.finish = Finish(type="stop")
         return outcome
     while len(run) < limit:
-        token, logprob = _draw(tokens + run, params, len(run), matcher, is_canonical)
+        if matcher is not None and is_canonical and not rest:
+            rest = propose(matcher, tail_of(tokens + run, VOCAB), VOCAB, ToyEncoder(VOCAB), MOST_DRAFT)
+        token, logprob = _draw(tokens + run, params, len(run), matcher, rest[:1])
+        rest = rest[1:]
         if _is_stop_token(token, params, len(run), matcher):
             outcome.finish = Finish(type="stop", matched=token)
             break
@@ -93,7 +97,7 @@ def _sampled(tokens: list[int], segment: Sampled, context_length: int, capacity:
 
 
 def _draw(
-    tokens: list[int], params: SamplingParams, idx: int, matcher: ToyMatcher | None, is_canonical: bool
+    tokens: list[int], params: SamplingParams, idx: int, matcher: ToyMatcher | None, narrowed: tuple[int, ...]
 ) -> tuple[int, float]:
     entry = entries_of(tokens)[-1] if tokens else START
     ban: set[int] = set()
@@ -103,10 +107,7 @@ def _draw(
         if matcher is None:
             ban |= set(params.stop_token_ids)
     place = 0 if params.is_greedy else (params.seed or 0) * 1000 + idx + 1
-    allowed = matcher.allowed() if matcher is not None else None
-    if matcher is not None and is_canonical:
-        proposed = propose(matcher, VOCAB[tokens[-1]] or b"", VOCAB, ToyEncoder(VOCAB), MOST_DRAFT)
-        allowed = set(proposed[:1]) or allowed
+    allowed = set(narrowed) or (matcher.allowed() if matcher is not None else None)
     token = pick(entry, place, sorted(ban), allowed)
     return token, score_of(entry, token)
 

@@ -15,6 +15,7 @@ from nbsgl.engine.grammar import Matcher
 # What may follow a text, one of each sort that tokenizers treat apart: against spellings that merge over its end.
 FOLLOWERS = ("a", "s", "'t", "Z", "7", " ", " a", "\n", '"', ",", "{", "é", "語")
 BYTES_PER_TOKEN = 16  # of forced text longer than `limit` tokens so much a token is looked at
+LONGEST_CHAR = 4  # bytes
 CONTINUATION = bytes(range(0x80, 0xC0))  # bytes that begin no character
 
 
@@ -27,12 +28,25 @@ class Encoder(Protocol):
         """How many of the characters are split off from whatever may follow the text."""
 
 
+def tail_of(tokens: Sequence[int], vocab: Sequence[bytes | None]) -> bytes:
+    """The bytes of the last token; of more if it begins inside a character.  Empty behind one that is no text."""
+    tail = b""
+    for token in tokens[: -1 - LONGEST_CHAR : -1]:
+        piece = vocab[token] if token < len(vocab) else None
+        if not piece:
+            break
+        tail = piece + tail
+        if not 0x80 <= tail[0] < 0xC0:
+            break
+    return tail
+
+
 def propose(
     matcher: Matcher, tail: bytes, vocab: Sequence[bytes | None], encode: Encoder, limit: int
 ) -> tuple[int, ...]:
     """At most `limit` canonical tokens of the text that is forced from here on; none where there is nothing to gain.
 
-    `tail` are the bytes of the token before.  Where it and the forced text would be spelt by one token, there is no
+    `tail` is that of the tokens before.  Where it and the forced text would be spelt by one token, there is no
     proposal: the bytes up to the next token's beginning are drawn first.  Nor is the end of the text proposed where
     what follows might change its spelling, unless nothing can follow.  The matcher is where it was afterwards.
     """
