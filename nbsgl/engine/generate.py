@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-import json
 import queue
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from nbsgl import errors
+from nbsgl.engine.asked_grammar import GRAMMARS, grammar_of
 from nbsgl.errors import ParameterError, Unsupported
 from nbsgl.protocol import (
     AnyEvent,
@@ -56,19 +58,16 @@ NAMES = {
     "repetition_penalty": "repetition_penalty",
     "stop": "stop",
     "stop_token_ids": "stop_token_ids",
+    "stop_regex": "stop_regex",
     "ignore_eos": "ignore_eos",
     "logit_bias": "logit_bias",
     "n": "n",
 }
-GRAMMARS = ("regex", "json_schema")
 # Known to SGLang and not to us: fine at the value that asks for nothing.
 NEUTRAL: dict[str, Any] = {
     "skip_special_tokens": True,
     "spaces_between_special_tokens": True,
     "no_stop_trim": False,
-    "ebnf": None,
-    "structural_tag": None,
-    "stop_regex": None,
     "custom_params": None,
     "stream_interval": None,
 }
@@ -91,17 +90,12 @@ NEUTRAL_ARGUMENTS: dict[str, Any] = {
 def sampling(params: dict[str, Any] | None, **more: Any) -> tuple[SamplingParams, GrammarSpec | None]:
     """SGLang's dictionary as ours.  An unknown name is a `ParameterError` naming the known ones."""
     ours: dict[str, Any] = dict(more)
-    grammar: GrammarSpec | None = None
     for name, value in (params or {}).items():
         if name in NEUTRAL:
             if value != NEUTRAL[name]:
                 raise Unsupported(f"{name}={value!r} is not something this engine can do.", name=name, value=value)
         elif name in GRAMMARS:
-            if value is not None and grammar is not None:
-                raise ParameterError(name=name, value=value, allowed="one of regex and json_schema")
-            if value is not None:
-                text = json.dumps(value) if isinstance(value, dict) else str(value)
-                grammar = GrammarSpec(kind=name, text=text)
+            continue
         elif name not in NAMES:
             close = difflib.get_close_matches(name, [*NAMES, *GRAMMARS], 1)
             raise ParameterError(
@@ -112,11 +106,11 @@ def sampling(params: dict[str, Any] | None, **more: Any) -> tuple[SamplingParams
             )
         elif value is not None:
             ours[NAMES[name]] = _converted(name, value)
-    return SamplingParams(**ours), grammar
+    return SamplingParams(**ours), grammar_of(params or {})
 
 
 def _converted(name: str, value: Any) -> Any:
-    if name == "stop":
+    if name in ("stop", "stop_regex"):
         return (value,) if isinstance(value, str) else tuple(value)
     if name == "stop_token_ids":
         return tuple(value)
@@ -174,6 +168,9 @@ class Request:
             "cached_tokens": result.cached_tokens,
             "e2e_latency": result.e2e_s,
         }
+        if result.grammar is not None:
+            meta |= {"complete": result.complete, "needed": result.needed}
+            meta["grammar"] = msgspec.to_builtins(result.grammar)
         if self.params.return_logprob:
             meta |= self._logprobs("input", result.input_logprobs or Logprobs())
             meta |= self._logprobs("output", result.output_logprobs or Logprobs())
@@ -195,6 +192,8 @@ def _reason(finish: Finish) -> Answer:
     reason: Answer = {"type": finish.type}
     if finish.matched is not None:
         reason["matched"] = finish.matched
+    if finish.matched_text is not None:
+        reason["matched_text"] = finish.matched_text
     if finish.length is not None:
         reason["length"] = finish.length
     return reason

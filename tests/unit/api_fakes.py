@@ -1,7 +1,8 @@
 """`ApiServer`: a real HTTP server on this machine that speaks as OpenAI's, Azure's or Anthropic's do.
 
 Tests lean on: `requests` has every body with its path and headers; `said(prompt or messages)` is the model; `refusals`
-are sent, one each, before any answer.  Its tokens are words with the blanks before them.
+are sent, one each, before any answer; `calls` are the tool calls of every answer, as (name, arguments).  Its tokens are
+words with the blanks before them.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class ApiServer:
         self.said, self.has_echo = said, has_echo
         self.requests: list[tuple[str, dict[str, Any], dict[str, str]]] = []
         self.refusals: list[Refusal] = []
+        self.calls: list[tuple[str, dict[str, Any]]] = []
         self.cut_streams = False
         self.pause_s = 0.0  # before each event
         self.gate: threading.Event | None = None
@@ -138,7 +140,10 @@ class ApiServer:
             rows = [{**row, "top_logprobs": [{"token": row["token"], "logprob": row["logprob"]}]} for row in rows]
         told = body.get("logprobs")
         if not body.get("stream"):
-            choice = {"message": {"role": "assistant", "content": "".join(tokens)}, "finish_reason": reason}
+            message = {"role": "assistant", "content": "".join(tokens) or None}
+            if self.calls:
+                message["tool_calls"] = [{"function": call} for call in self._functions()]
+            choice = {"message": message, "finish_reason": reason}
             choice["logprobs"] = {"content": rows} if told else None
             self._send(handler, [{**choice, "index": i} for i in range(body.get("n", 1))], asked, len(tokens))
             return
@@ -146,7 +151,13 @@ class ApiServer:
             {"choices": [{"delta": {"content": t}, "logprobs": {"content": [row]} if told else None}]}
             for t, row in zip(tokens, rows, strict=True)
         ]
+        for i, call in enumerate(self._functions()):
+            for part in ({"name": call["name"], "arguments": ""}, *({"arguments": c} for c in call["arguments"])):
+                events.append({"choices": [{"delta": {"tool_calls": [{"index": i, "function": part}]}}]})
         self._stream(handler, events, {"delta": {}}, reason, asked, len(tokens))
+
+    def _functions(self) -> list[dict[str, str]]:
+        return [{"name": name, "arguments": json.dumps(arguments)} for name, arguments in self.calls]
 
     def _completions(self, handler: Any, body: dict[str, Any]) -> None:
         if body.get("echo"):
@@ -200,6 +211,12 @@ class ApiServer:
     def _anthropic(self, handler: Any, body: dict[str, Any]) -> None:
         assert all(stop.strip() for stop in body.get("stop_sequences", [])), "blank stop_sequences"
         known = {"id": "m1", "type": "message", "role": "assistant", "model": body["model"]}
+        if "tools" in body and self.calls:
+            blocks = [{"type": "text", "text": self.said(body["messages"])}]
+            blocks += [{"type": "tool_use", "name": name, "input": arguments} for name, arguments in self.calls]
+            usage = {"input_tokens": 3, "output_tokens": 2}
+            handler.send(200, {**known, "content": blocks, "stop_reason": "tool_use", "usage": usage}, {})
+            return
         if "tools" in body:
             block = {"type": "tool_use", "name": "choose", "input": {"choice": self.said(body["messages"])}}
             usage = {"input_tokens": 3, "output_tokens": 2}

@@ -333,7 +333,66 @@ def test_a_schema_becomes_a_response_format(serve) -> None:
     assert '"name"' in str(asked["schema"]).replace("'", '"')
 
 
+def look(place: str, times: int = 1) -> None:
+    """Look at a place."""
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("kind", CHATS)
+def test_tools_are_the_services_own_and_calls_come_as_text(serve, kind, stream) -> None:
+    server, backend = serve("Well. ", kind)
+    server.calls = [("look", {"place": "sea"}), ("look", {"place": "sky", "times": 2})]
+
+    @sgl.function
+    def program(s):
+        s += sgl.user("Where?") + sgl.assistant(sgl.gen("x", tools=[look]))
+
+    state = program.run(backend=backend, stream=stream)
+    assert "".join(state.text_iter("x")) == state["x"]
+    assert [(one.name, one.arguments) for one in state.value("x")] == server.calls
+    assert state["x"].startswith("Well. <tool_call>\n{")
+    [tool] = server.bodies[0]["tools"]
+    told = tool.get("function", tool)
+    assert (told["name"], told["description"]) == ("look", "Look at a place.")
+    schema = told["parameters" if "parameters" in told else "input_schema"]
+    assert (schema["type"], schema["required"]) == ("object", ["place"])
+    assert "tool_choice" not in server.bodies[0]
+
+
+@pytest.mark.parametrize("kind", CHATS)
+def test_a_format_of_calls_alone_requires_one(serve, kind) -> None:
+    server, backend = serve("", kind)
+    server.calls = [("look", {"place": "sea"})]
+    with sgl.state(backend) as s:
+        s += sgl.user("Where?") + sgl.assistant(sgl.gen("x", tools=[look], tool_format="json"))
+    assert server.bodies[0]["tool_choice"] in ("required", {"type": "any", "disable_parallel_tool_use": True})
+    assert s["x"] == '{"name": "look", "arguments": {"place": "sea"}}'
+    assert len(s.value("x")) == 1
+
+
+def test_a_call_of_what_was_not_offered_fails_the_state(serve) -> None:
+    server, backend = serve("x")
+    server.calls = [("jump", {})]
+    with pytest.raises(StateFailed, match="'jump'; the tools are look"), sgl.state(backend) as s:
+        s += sgl.user("Where?") + sgl.assistant(sgl.gen("x", tools=[look]))
+
+
+def test_json_mode(serve) -> None:
+    server, backend = serve('{"a": [1]}')
+    with sgl.state(backend) as s:
+        s += sgl.user("JSON!") + sgl.assistant(sgl.gen("x", json_schema=True))
+    assert server.bodies[0]["response_format"] == {"type": "json_object"}
+    assert s.value("x") == {"a": [1]}
+
+
 REFUSED = {
+    "ebnf": ({"ebnf": 'root ::= "a"'}, "ebnf=", [*CHATS, "completions"]),
+    "tags": ({"grammar": sgl.tags(sgl.tag("<a>", regex="a"))}, "tags=", [*CHATS, "completions"]),
+    "tools": ({"tools": [look]}, "take tools", ["completions"]),
+    "json": ({"json_schema": True}, "without a schema", [sgl.Anthropic, "completions"]),
+    "after": ({"json_schema": {}, "after": "</think>"}, "after='</think>'", [sgl.OpenAI]),
+    "on_limit": ({"json_schema": {}, "on_limit": "fit"}, "on_limit='fit'", [sgl.OpenAI]),
+    "stop_regex": ({"stop_regex": "a"}, "stop_regex=", [*CHATS, "completions"]),
     "regex": ({"regex": "a+"}, "regex='a+'", [*CHATS, "completions"]),
     "dtype": ({"dtype": int}, "regex", [*CHATS, "completions"]),
     "json_schema": ({"json_schema": {}}, "OpenAI's chat models", [sgl.Anthropic, "completions"]),

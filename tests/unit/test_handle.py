@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import json
 from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,10 +44,30 @@ def test_sglangs_names_become_ours() -> None:
     assert grammar is None
 
 
-def test_a_grammar_is_a_regex_or_a_schema() -> None:
+TAGS = {
+    "type": "structural_tag",
+    "structures": [{"begin": "<f>", "schema": {"type": "object"}, "end": "</f>"}],
+    "triggers": ["<f"],
+}
+
+
+def test_a_grammar_is_one_of_sglangs_or_a_spec_of_ours() -> None:
     _, grammar = sampling({"json_schema": {"type": "object"}})
     assert grammar is not None
     assert (grammar.kind, grammar.text) == ("json_schema", '{"type": "object"}')
+    for params, kind in (
+        ({"json_schema": "$$ANY$$"}, "json"),
+        ({"json_schema": '{"type": "null"}'}, "json_schema"),
+        ({"ebnf": 'root ::= "a"'}, "ebnf"),
+        ({"grammar": {"kind": "lark", "text": 'start: "a"', "jump": "off"}}, "lark"),
+        ({"structural_tag": TAGS}, "tags"),
+        ({"structural_tag": json.dumps(TAGS), "regex": None}, "tags"),
+    ):
+        assert sampling(params)[1].kind == kind
+    assert sampling({"stop_regex": "a+"})[0].stop_regex == ("a+",)
+    for bad in ({"regex": 3}, {"ebnf": {}}, {"grammar": {"kind": "x", "text": ""}}, {"structural_tag": 3}):
+        with pytest.raises(ParameterError):
+            sampling(bad)
     with pytest.raises(ParameterError):
         sampling({"json_schema": "{}", "regex": "a"})
 
@@ -60,7 +81,7 @@ def test_unknown_names_are_refused_with_the_known() -> None:
 
 def test_what_cannot_be_honoured_is_unsupported() -> None:
     assert sampling({"skip_special_tokens": True, "ebnf": None})[0] == SamplingParams()
-    for params in ({"skip_special_tokens": False}, {"ebnf": "root ::= 'a'"}, {"no_stop_trim": True}):
+    for params in ({"skip_special_tokens": False}, {"custom_params": {"a": 1}}, {"no_stop_trim": True}):
         with pytest.raises(Unsupported):
             sampling(params)
     with pytest.raises(Unsupported):

@@ -16,7 +16,7 @@ import nbsgl as sgl
 from nbsgl import errors
 from nbsgl.engine.server.guard import Rules
 from nbsgl.errors import ApiError, ParameterError, StateFailed, Unsupported
-from nbsgl.lang.backends import http
+from nbsgl.lang.backends import http, runtime_endpoint
 from nbsgl.protocol import Gen, Text
 from tests.unit.fakes import CHAT
 from tests.unit.served import FakeEngine, served, until
@@ -145,6 +145,42 @@ def test_parameters_and_logprobs_arrive(endpoint, engine) -> None:
     assert gen.grammar.text == "[a-z]+"
     assert meta["input_token_logprobs"][0] == (-0.5, 97, "a")
     assert meta["output_top_logprobs"][0] == [(-0.5, ord("<"), "<")]
+
+
+def test_whole_specs_and_stop_patterns_arrive(endpoint, engine) -> None:
+    given = {"json_schema": {"type": "object"}, "whitespace": "compact", "jump": "off", "on_limit": "fit"}
+
+    @sgl.function
+    def program(s):
+        s += "ab" + sgl.gen("x", **given, grammar="fsm", after="<", stop_regex=["b{3}"])
+
+    state = program.run(backend=endpoint)
+    assert state["x"] == "b>"
+    assert state.get_meta_info("x")["reasoning"] == ""
+    gen = [node for node in engine.submissions[-1] if isinstance(node, Gen)][0]
+    assert gen.grammar == sgl.gen("x", **given, grammar="fsm", after="<").grammar
+    assert gen.params.stop_regex == ("b{3}",)
+
+
+def test_sglangs_own_server_is_told_in_its_words() -> None:
+    def asked(**given):
+        return runtime_endpoint._asked_of_sglang(sgl.gen("x", **given).grammar)
+
+    assert asked(regex="a") == {"regex": "a"}
+    assert asked(ebnf='root ::= "a"') == {"ebnf": 'root ::= "a"'}
+    assert asked(json_schema=True) == {"json_schema": "$$ANY$$"}
+    assert asked(grammar=sgl.GrammarSpec(kind="choices", text='["a.", "b"]')) == {"regex": r"a\.|b"}
+    tags = json.loads(asked(tools=[{"name": "f"}])["structural_tag"])
+    assert tags["triggers"] == ["<tool_call>"]
+    for given, name in (
+        ({"lark": 'start: "a"'}, "lark"),
+        ({"tools": [{"name": "f"}], "tool_format": "json"}, "tags"),
+        ({"regex": "a", "after": "x"}, "after"),
+        ({"regex": "a", "grammar": "fsm"}, "grammar"),
+        ({"regex": "a", "on_limit": "fit"}, "on_limit"),
+    ):
+        with pytest.raises(Unsupported, match=rf"{name}=.*nbsgl\.Engine"):
+            asked(**given)
 
 
 def test_several_results_and_streams(endpoint) -> None:

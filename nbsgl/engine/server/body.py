@@ -7,6 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from nbsgl.errors import ParameterError, UsageError
+from nbsgl.protocol import GrammarSpec
 
 
 class Body(msgspec.Struct, forbid_unknown_fields=False):
@@ -41,8 +42,12 @@ class Sampling(msgspec.Struct, forbid_unknown_fields=False):
     logit_bias: dict[str, float] | None = None
     sampling_seed: int | None = None
     seed: int | None = None
+    stop_regex: str | list[str] | None = None
     regex: str | None = None
-    json_schema: str | dict[str, Any] | None = None
+    json_schema: str | bool | dict[str, Any] | None = None
+    ebnf: str | None = None
+    structural_tag: str | dict[str, Any] | None = None
+    grammar: GrammarSpec | None = None
 
 
 IGNORED = ("log_metrics", "background")  # of SGLang's own bookkeeping

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nbsgl import structural_tags
 from nbsgl.chat_templates import ChatTemplate
 from nbsgl.errors import ApiError, Unsupported
 from nbsgl.lang.backends.api import ApiBackend
 from nbsgl.lang.backends.content import Message, Prompt
 from nbsgl.lang.backends.http import HttpClient
 from nbsgl.lang.backends.openai import key_missing
-from nbsgl.lang.backends.openai_format import choice_schema, chosen, finish_of, result
+from nbsgl.lang.backends.openai_format import (
+    call_as_text,
+    choice_schema,
+    chosen,
+    finish_of,
+    result,
+    tool_schemas,
+)
 from nbsgl.lang.backends.remote import Piece, Say, Scores
 from nbsgl.lang.backends.speculate import first_of
 from nbsgl.protocol import Finish, Gen, GenResult, SamplingParams, Select
@@ -34,7 +43,7 @@ class Anthropic(ApiBackend):
     """
 
     service = "Anthropic"
-    can = frozenset(("n", "top_p", "top_k"))
+    can = frozenset(("n", "top_p", "top_k", "tools"))
     takes_text = True
 
     def __init__(
@@ -71,11 +80,14 @@ class Anthropic(ApiBackend):
         super().__init__(model_name, "chat", chat_template or "claude", self._http.close)
 
     async def generate(self, prompt: Prompt, node: Gen, say: Say | None) -> list[GenResult]:
-        body = self._body(prompt) | _sampling(node.params)
-        if say is not None:
+        body = self._body(prompt) | _sampling(node.params) | _tools(node)
+        if say is not None and node.grammar is None:
             return [await self._stream(body, node.params, say)]
         answers = await asyncio.gather(*(self._http.post("messages", body) for _ in range(node.params.n)))
-        return [self._result(answer, node.params) for answer in answers]
+        results = [self._result(answer, node) for answer in answers]
+        if say is not None:  # calls come whole
+            say(Piece(text=results[0].text))
+        return results
 
     async def choose(self, prompt: Prompt, node: Select) -> Scores:
         tool = {
@@ -99,8 +111,8 @@ class Anthropic(ApiBackend):
         system, messages = split_system(self.service, prompt)
         return {"model": self.model_name, "messages": messages, **({"system": system} if system else {})}
 
-    def _result(self, answer: Mapping[str, Any], params: SamplingParams) -> GenResult:
-        text, finish = _cut(_text(answer), _finish(answer, params), params)
+    def _result(self, answer: Mapping[str, Any], node: Gen) -> GenResult:
+        text, finish = _cut(_written(answer, node), _finish(answer, node.params), node.params)
         return result(text, finish, _usage(answer.get("usage") or {}))
 
     async def _stream(self, body: dict[str, Any], params: SamplingParams, say: Say) -> GenResult:
@@ -191,6 +203,27 @@ def _finish(answer: Mapping[str, Any], params: SamplingParams) -> Finish:
 
 def _text(answer: Mapping[str, Any]) -> str:
     return "".join(block.get("text") or "" for block in answer.get("content") or () if block.get("type") == "text")
+
+
+def _written(answer: Mapping[str, Any], node: Gen) -> str:
+    """The text with its tool calls, as the gen's grammar writes them."""
+    blocks = [block for block in answer.get("content") or () if block.get("type") in ("text", "tool_use")]
+    return "".join(
+        call_as_text(block.get("name"), json.dumps(block.get("input") or {}), node)
+        if block["type"] == "tool_use"
+        else block.get("text") or ""
+        for block in blocks
+    )
+
+
+def _tools(node: Gen) -> dict[str, Any]:
+    if node.grammar is None:
+        return {}
+    found = tool_schemas(node.grammar)
+    tools = [{"name": tag.tool, "description": tag.description, "input_schema": schema} for tag, schema in found]
+    must = structural_tags.decode(node.grammar.text).at_least_one
+    choice = {"tool_choice": {"type": "any", "disable_parallel_tool_use": True}} if must else {}
+    return {"tools": tools, **choice}
 
 
 def _usage(found: Mapping[str, Any]) -> tuple[int, int, int]:

@@ -9,12 +9,13 @@ from typing import Any, Literal
 
 import msgspec
 
+from nbsgl import structural_tags
 from nbsgl.chat_templates import ChatTemplate, get_chat_template, get_chat_template_by_model_path
 from nbsgl.errors import ParameterError, SpeculationMissed, Unsupported
 from nbsgl.lang.backends.content import Conversation, Prompt
 from nbsgl.lang.backends.remote import Completion, RemoteBackend, Request, Say, Scores, Scoring
 from nbsgl.lang.backends.speculate import Surplus, Term, asked_ahead, can_go_ahead, fit_message, is_drawn_alike, terms
-from nbsgl.protocol import Finish, Gen, GenResult, ModelInfo, Role, SamplingParams, Select
+from nbsgl.protocol import Finish, Gen, GenResult, GrammarSpec, ModelInfo, Role, SamplingParams, Select
 
 TRIES = 3  # answers that may miss the form of a message
 
@@ -22,7 +23,8 @@ _USUAL = SamplingParams()
 # fmt: off
 _OPTIONAL = (
     "n", "min_tokens", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty",
-    "stop_token_ids", "ignore_eos", "logit_bias", "logprob_start_len", "top_logprobs_num", "return_logprob",
+    "stop_token_ids", "stop_regex", "ignore_eos", "logit_bias", "logprob_start_len", "top_logprobs_num",
+    "return_logprob",
 )
 # fmt: on
 _SCORED = ("ask", "unconditional_likelihood_normalized")  # methods that mean nothing without log-probabilities
@@ -247,14 +249,28 @@ def _wanted(node: Gen, given: Collection[str]) -> Iterator[tuple[str, Any]]:
     if "seed" in given:
         yield "seed", params.seed
     if node.grammar is not None:
-        yield node.grammar.kind, node.grammar.text
+        yield from _wanted_grammar(node.grammar)
     if node.heal:
         yield "heal", True
+
+
+def _wanted_grammar(spec: GrammarSpec) -> Iterator[tuple[str, Any]]:
+    """The gen's parameters that ask for it: its kind, and options other than the usual."""
+    is_tools = spec.kind == "tags" and structural_tags.decode(spec.text).are_tools
+    yield ("tools" if is_tools else spec.kind), spec.text
+    usual = GrammarSpec(kind=spec.kind, text=spec.text)
+    for name in ("after", "max_think_tokens", "on_limit", "on_unsupported", "whitespace", "jump", "engine"):
+        value = getattr(spec, name)
+        if value != getattr(usual, name):
+            yield ("grammar" if name == "engine" else name), value
 
 
 def _elsewhere(name: str) -> str:
     if name == "json_schema":
         return "OpenAI's chat models keep a schema, and so does nbsgl.Engine(...)."
+    if name in ("json", "tools"):
+        who = "OpenAI's chat models and nbsgl.Engine(...) write JSON without a schema."
+        return who if name == "json" else "OpenAI's chat models, Anthropic and nbsgl.Engine(...) take tools."
     if name == "regex":
         return "(Also type= and dtype= ask for one.) nbsgl.Engine(...) keeps it."
     if name == "max_tokens":

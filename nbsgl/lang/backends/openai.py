@@ -118,6 +118,8 @@ class OpenAI(ApiBackend):
             text, logprobs = gathered.take(event)
             if text:
                 say(Piece(text=text, logprobs=logprobs))
+        if called := gathered.called(node):
+            say(Piece(text=called))
         return [gathered.result(self.service, node.params)]
 
     def _seed(self, seed: int | None) -> dict[str, int]:

@@ -7,14 +7,19 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from nbsgl import structural_tags
 from nbsgl.errors import ApiError
 from nbsgl.lang.backends.content import Prompt
-from nbsgl.protocol import Finish, Gen, GenResult, Logprobs, SamplingParams, Select, TokenLogprob
+from nbsgl.protocol import Finish, Gen, GenResult, GrammarSpec, Logprobs, SamplingParams, Select, TokenLogprob
+from nbsgl.structural_tags import Tag
 
 CAN_CHAT = frozenset(
-    "n top_p frequency_penalty presence_penalty logit_bias seed return_logprob top_logprobs_num json_schema".split()
+    (
+        "n top_p frequency_penalty presence_penalty logit_bias seed return_logprob top_logprobs_num "
+        "json_schema json tools"
+    ).split()
 )
-CAN_COMPLETIONS = CAN_CHAT - {"json_schema"}
+CAN_COMPLETIONS = CAN_CHAT - {"json_schema", "json", "tools"}
 
 _REASONS = re.compile(r"^(.*/)?(o\d|gpt-5)")  # models that think first: they take `max_completion_tokens` only
 _KEPT = ("top_p", "frequency_penalty", "presence_penalty")
@@ -50,8 +55,60 @@ def body(model: str, prompt: Prompt, node: Gen) -> dict[str, Any]:
     elif params.return_logprob:
         found |= {"logprobs": True, "top_logprobs": params.top_logprobs_num}
     if node.grammar is not None:
-        found["response_format"] = schema_format(json.loads(node.grammar.text))
+        found |= _constraint(node.grammar)
     return found
+
+
+def _constraint(spec: GrammarSpec) -> dict[str, Any]:
+    """What asks for a schema, for JSON without one, or offers tools."""
+    if spec.kind == "json":
+        return {"response_format": {"type": "json_object"}}
+    if spec.kind == "json_schema":
+        return {"response_format": schema_format(json.loads(spec.text))}
+    tags = structural_tags.decode(spec.text)
+    choice = {"tool_choice": "required", "parallel_tool_calls": False} if tags.at_least_one else {}
+    return {"tools": [_tool(*found) for found in tool_schemas(spec)], **choice}
+
+
+def _tool(tag: Tag, schema: dict[str, Any]) -> dict[str, Any]:
+    function: dict[str, Any] = {"name": tag.tool, "parameters": schema}
+    if tag.description:
+        function["description"] = tag.description
+    return {"type": "function", "function": function}
+
+
+def resolved(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema whose whole is a reference, with what it refers to in its place: services want an object there."""
+    name = str(schema.get("$ref", "")).removeprefix("#/$defs/")
+    found = schema.get("$defs", {}).get(name)
+    if found is None:
+        return schema
+    others = {key: value for key, value in schema["$defs"].items() if key != name}
+    is_used = f'"#/$defs/{name}"' in json.dumps([found, others])
+    defs = schema["$defs"] if is_used else others
+    return {**found, "$defs": defs} if defs else found
+
+
+def tool_schemas(spec: GrammarSpec) -> list[tuple[Tag, dict[str, Any]]]:
+    """The tools of a grammar of tool calls, with the schemas of their arguments as objects."""
+    return [(tag, resolved(json.loads(tag.text))) for tag in structural_tags.decode(spec.text).tags]
+
+
+def calls_as_text(message: Mapping[str, Any], node: Gen) -> str:
+    """What a message says, and behind it its tool calls as the gen's grammar writes them."""
+    calls = [call.get("function") or {} for call in message.get("tool_calls") or ()]
+    texts = [call_as_text(call.get("name"), call.get("arguments") or "{}", node) for call in calls]
+    return str(message.get("content") or "") + "".join(texts)
+
+
+def call_as_text(name: Any, arguments: str, node: Gen) -> str:
+    """A call as the gen's grammar writes it; `ApiError` for a tool that was not offered."""
+    offered = structural_tags.decode(node.grammar.text).tags if node.grammar and node.grammar.kind == "tags" else []
+    tag = next((tag for tag in offered if tag.tool == name), None)
+    if tag is None:
+        reason = f"it called {name!r}; the tools are {', '.join(tag.tool for tag in offered) or 'none'}"
+        raise ApiError(f"The service is wrong: {reason}.", service="tools", reason=reason)
+    return f"{tag.begin}{arguments}{tag.end}"
 
 
 def head(model: str, prompt: Prompt) -> dict[str, Any]:
@@ -111,7 +168,7 @@ def results(service: str, answer: Mapping[str, Any], node: Gen) -> list[GenResul
         message = choice.get("message") or {}
         if message.get("refusal"):
             raise ApiError(f"{service} refused: {message['refusal']}", service=service, reason=message["refusal"])
-        text = choice.get("text") if "text" in choice else message.get("content")
+        text = choice.get("text") if "text" in choice else calls_as_text(message, node)
         made.append(
             result(
                 text or "",
@@ -179,6 +236,7 @@ class Gathered:
 
     def __init__(self) -> None:
         self.text, self.reason, self.usage, self.refusal = "", None, None, ""
+        self.calls: dict[int, dict[str, str]] = {}  # tool calls by index, as far as they have come
         self.tokens: list[TokenLogprob] = []
         self.top: list[list[TokenLogprob] | None] = []
 
@@ -191,6 +249,8 @@ class Gathered:
         self.reason = choice.get("finish_reason") or self.reason
         delta = choice.get("delta") or {}
         self.refusal += delta.get("refusal") or ""
+        for piece in delta.get("tool_calls") or ():
+            self._take_call(piece)
         text = (choice.get("text") if "text" in choice else delta.get("content")) or ""
         logprobs = logprobs_of(choice.get("logprobs"))
         if logprobs is not None:
@@ -198,6 +258,19 @@ class Gathered:
             self.top += logprobs.top
         self.text += text
         return text, logprobs
+
+    def _take_call(self, piece: Mapping[str, Any]) -> None:
+        call = self.calls.setdefault(piece.get("index") or 0, {"name": "", "arguments": ""})
+        for name, value in (piece.get("function") or {}).items():
+            if name in call and value:
+                call[name] += value
+
+    def called(self, node: Gen) -> str:
+        """The tool calls as text, once all have come."""
+        calls = [{"function": call} for _, call in sorted(self.calls.items())]
+        text = calls_as_text({"tool_calls": calls}, node)
+        self.text += text
+        return text
 
     def result(self, service: str, params: SamplingParams) -> GenResult:
         if self.reason is None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import msgspec
 
+from nbsgl import structural_tags
 from nbsgl.chat_templates import ChatTemplate, ChatTemplateStyle, get_chat_template, get_chat_template_by_model_path
 from nbsgl.errors import ApiError, ParameterError, Unsupported
 from nbsgl.lang.backends.http import HttpClient
@@ -17,9 +20,12 @@ from nbsgl.protocol import (
     Finish,
     Gen,
     GenResult,
+    GrammarSpec,
+    GrammarUse,
     Logprobs,
     ModelInfo,
     SamplingParams,
+    Select,
     TokenLogprob,
     pack_ids,
 )
@@ -41,6 +47,7 @@ _NAMES = {
     "repetition_penalty": "repetition_penalty",
     "stop": "stop",
     "stop_token_ids": "stop_token_ids",
+    "stop_regex": "stop_regex",
     "ignore_eos": "ignore_eos",
     "n": "n",
 }
@@ -231,9 +238,17 @@ class RuntimeEndpoint(RemoteBackend):
             found["logit_bias"] = {str(token): bias for token, bias in params.logit_bias.items()}
         if params.seed is not None and (is_ours or self.model_info.get("enable_deterministic_inference")):
             found["sampling_seed"] = params.seed
-        if node.grammar is not None:
-            found[node.grammar.kind] = node.grammar.text
+        if node.grammar is not None and is_ours:
+            found["grammar"] = msgspec.to_builtins(node.grammar)
+        elif node.grammar is not None:
+            found |= _asked_of_sglang(node.grammar)
         return found
+
+    def check(self, node: Gen | Select, given: Collection[str]) -> None:
+        """`Unsupported` for what servers of text cannot do; of SGLang's, grammars that it cannot be told."""
+        super().check(node, given)
+        if isinstance(node, Gen) and node.grammar is not None and "nbsgl" not in self.model_info:
+            _asked_of_sglang(node.grammar)
 
     # ---- selects -----------------------------------------------------------------------------------------------------
 
@@ -264,6 +279,36 @@ class RuntimeEndpoint(RemoteBackend):
         answers = _listed(await self.http.ask("generate", {**body, "return_text_in_logprobs": True}), count)
         found = [_logprobs(answer["meta_info"], "input") for answer in answers]
         return [logprobs.tokens if logprobs else [] for logprobs in found]
+
+
+def _asked_of_sglang(spec: GrammarSpec) -> Answer:
+    """The sampling parameter that means this grammar; `Unsupported` names what SGLang has no word for."""
+    usual = GrammarSpec(kind=spec.kind, text=spec.text)
+    for name in ("after", "max_think_tokens", "on_limit", "on_unsupported", "whitespace", "jump", "engine"):
+        value = getattr(spec, name)
+        if value != getattr(usual, name):
+            raise _unknown_there("grammar" if name == "engine" else name, value)
+    if spec.kind == "json":
+        return {"json_schema": "$$ANY$$"}
+    if spec.kind == "choices":
+        return {"regex": "|".join(map(re.escape, json.loads(spec.text)))}
+    if spec.kind == "tags":
+        form = structural_tags.to_sglang(structural_tags.decode(spec.text))
+        if form is None:
+            raise _unknown_there("tags", spec.text)
+        return {"structural_tag": json.dumps(form)}
+    if spec.kind == "lark":
+        raise _unknown_there("lark", spec.text)
+    return {spec.kind: spec.text}
+
+
+def _unknown_there(name: str, value: Any) -> Unsupported:
+    return Unsupported(
+        f"SGLang's server has no word for {name}={value!r}.",
+        name=name,
+        value=value,
+        hint="nbsgl.Engine(...) and `python -m nbsgl serve` keep it.",
+    )
 
 
 _NOTHING = {"max_new_tokens": 0, "temperature": 0}
@@ -326,6 +371,7 @@ def _result(answer: Answer) -> GenResult:
         finish=Finish(
             type="length" if finish.get("type") == "length" else "stop",
             matched=finish.get("matched"),
+            matched_text=finish.get("matched_text"),
             length=finish.get("length"),
         ),
         prompt_tokens=prompt,
@@ -333,9 +379,19 @@ def _result(answer: Answer) -> GenResult:
         completion_tokens=meta.get("completion_tokens", 0),
         prefill_cached=cached,
         prefill_computed=prompt - cached,
+        complete=meta.get("complete", True),
+        needed=meta.get("needed"),
+        grammar=_use(meta.get("grammar")),
         output_logprobs=_logprobs(meta, "output"),
         input_logprobs=_logprobs(meta, "input"),
     )
+
+
+def _use(told: Any) -> GrammarUse | None:
+    try:
+        return None if told is None else msgspec.convert(told, GrammarUse)
+    except msgspec.ValidationError:  # of another version
+        return None
 
 
 def _logprobs(meta: Answer, which: str) -> Logprobs | None:
