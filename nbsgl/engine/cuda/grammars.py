@@ -67,12 +67,11 @@ class DeviceGrammars:
 
     def columns(self, lines: Sequence[Row]) -> NDArray[np.int32]:
         """int32 `[2, lines]`: where each line's grammar begins in the arena, -1 for none; its state, or -1."""
-        columns = np.full((2, len(lines)), -1, np.int32)
-        for i, line in enumerate(lines):
-            if line.tables is not None:
-                assert self.arena is not None, "lines are placed before"
-                columns[:, i] = self.arena.begin_of(line.tables), line.states[0]
-        return columns
+        assert self.arena is not None, "lines are placed before"
+        begin_of = self.arena.begin_of
+        begins = [-1 if line.tables is None else begin_of(line.tables) for line in lines]
+        states = [-1 if line.tables is None else line.states[0] for line in lines]
+        return np.array((begins, states), np.int32)
 
     def lines_on(self, grammars: Tensor, given: Tensor) -> TableLines:
         """What kernels are told, of columns on the device."""

@@ -49,10 +49,11 @@ class TableArena:
     def __init__(self, device: torch.device, vocab_size: int, num_bytes: int) -> None:
         self.device, self.vocab_size = device, vocab_size
         self.num_words = (vocab_size + 31) // 32
-        self.block = torch.zeros(max(ALIGNED, num_bytes // 4), dtype=torch.int32, device=device)
+        self.block = torch.empty(max(ALIGNED, num_bytes // 4), dtype=torch.int32, device=device)
         self._entries: OrderedDict[int, _Entry] = OrderedDict()  # by the tables' id, the least recently used first
         self._holes: list[tuple[int, int]] = [(0, num_bytes // 4 // ALIGNED * ALIGNED)]  # (begin, size), disjoint
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._wait_for_steps()  # the memory may have been theirs
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -88,6 +89,11 @@ class TableArena:
         if self._stream is not None:
             torch.cuda.current_stream(self.device).wait_stream(self._stream)
 
+    def _wait_for_steps(self) -> None:
+        """Let copies begin when all that is queued now is done."""
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(self.device))
+
     def _copy(self, tables: Any, begin: int, size: int) -> None:
         staged = torch.zeros(size, dtype=torch.int32, pin_memory=self._stream is not None)
         _pack(tables, staged.numpy(), self.vocab_size, self.num_words)
@@ -109,8 +115,7 @@ class TableArena:
         key = next((key for key in self._entries if key not in kept), None)
         if key is None:
             return False
-        if self._stream is not None:  # steps under way may read what lies there
-            self._stream.wait_stream(torch.cuda.current_stream(self.device))
+        self._wait_for_steps()  # those under way may read what lies there
         gone = self._entries.pop(key)
         insort(self._holes, (gone.begin, gone.size))
         joined: list[tuple[int, int]] = []
