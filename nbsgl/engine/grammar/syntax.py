@@ -13,90 +13,110 @@ from functools import lru_cache
 from nbsgl.engine.grammar.charset import END, SURROGATES, CharSet, charset
 
 
-@dataclass(frozen=True, slots=True)
-class Chars:
+class _Node:
+    """Equality and hash of all nodes.  A comparison needs no stack: schemas nest deeper than Python's."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        pairs: list[tuple[object, object]] = [(self, other)]
+        seen: set[tuple[int, int]] = set()
+        while pairs:
+            a, b = pairs.pop()
+            if a is b or (id(a), id(b)) in seen:
+                continue
+            if not isinstance(b, type(a)) or a._hash != b._hash or a._label != b._label:
+                return False
+            seen.add((id(a), id(b)))
+            below, other_below = children(a), children(b)
+            if len(below) != len(other_below):
+                return False
+            pairs += zip(below, other_below)
+        return True
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @property
+    def _label(self) -> object:
+        """What a node is besides its children."""
+        return None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chars(_Node):
     """One character of a set; the empty set is the empty language."""
 
     chars: CharSet
-    _hash: int = field(init=False, repr=False, compare=False)
+    _hash: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_hash", hash((1, self.chars)))
 
-    def __hash__(self) -> int:
-        return self._hash
+    @property
+    def _label(self) -> object:
+        return self.chars
 
 
-@dataclass(frozen=True, slots=True)
-class Concat:
+@dataclass(frozen=True, slots=True, eq=False)
+class Concat(_Node):
     """The parts one after the other; no part is the empty text."""
 
     parts: tuple[Syntax, ...]
-    _hash: int = field(init=False, repr=False, compare=False)
+    _hash: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_hash", hash((2, self.parts)))
 
-    def __hash__(self) -> int:
-        return self._hash
 
-
-@dataclass(frozen=True, slots=True)
-class Either:
+@dataclass(frozen=True, slots=True, eq=False)
+class Either(_Node):
     """Any one of the options."""
 
     options: tuple[Syntax, ...]
-    _hash: int = field(init=False, repr=False, compare=False)
+    _hash: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_hash", hash((3, self.options)))
 
-    def __hash__(self) -> int:
-        return self._hash
 
-
-@dataclass(frozen=True, slots=True)
-class Repeat:
+@dataclass(frozen=True, slots=True, eq=False)
+class Repeat(_Node):
     """Between `low` and `high` times (None: any number)."""
 
     inner: Syntax
     low: int
     high: int | None
-    _hash: int = field(init=False, repr=False, compare=False)
+    _hash: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_hash", hash((4, self.inner, self.low, self.high or -1)))
 
-    def __hash__(self) -> int:
-        return self._hash
+    @property
+    def _label(self) -> object:
+        return self.low, self.high
 
 
-@dataclass(frozen=True, slots=True)
-class Both:
+@dataclass(frozen=True, slots=True, eq=False)
+class Both(_Node):
     """Texts in all of the parts: the product of their automata."""
 
     parts: tuple[Syntax, ...]
-    _hash: int = field(init=False, repr=False, compare=False)
+    _hash: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_hash", hash((5, self.parts)))
 
-    def __hash__(self) -> int:
-        return self._hash
 
-
-@dataclass(frozen=True, slots=True)
-class Not:
+@dataclass(frozen=True, slots=True, eq=False)
+class Not(_Node):
     """Texts (valid UTF-8) that are not in `inner`."""
 
     inner: Syntax
-    _hash: int = field(init=False, repr=False, compare=False)
+    _hash: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_hash", hash((6, self.inner)))
-
-    def __hash__(self) -> int:
-        return self._hash
 
 
 Syntax = Chars | Concat | Either | Repeat | Both | Not
@@ -231,7 +251,7 @@ def num_positions(root: Syntax) -> int:
     return known[id(root)]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class NotRegular:
     """Why a language has no tree: it takes a stack, or its tree would be past a limit."""
 
