@@ -45,7 +45,8 @@ class Row:
     ban_ids: Sequence[int] = ()  # ids that must not be drawn now (EOS before min_tokens)
     # The last tokens of `num_tokens` may be a draft: proposed, not drawn.  A token is drawn then at each of the last
     # len(draft) + 1 positions, with the random numbers of run_idx, run_idx + 1, ..., under the grammar's mask behind
-    # the draft so far.  Draft tokens are in no history.
+    # the draft so far.  Draft tokens are in no history.  Rows with penalties have none, and log-probabilities are only
+    # of the first draw.
     draft: Sequence[int] = ()
     # Of a grammar in tables: the tables (`grammar.tokens.TokenTables`) and its state before each draw.  states[0] is -1
     # if the host does not know it yet: then it is the one that the row's last draw has left on the device.
