@@ -1,6 +1,7 @@
 """JSON-Schema-Test-Suite by engine: `python -m tests.bench.schema_suite [--why ENGINE] [--only GROUP]`.
 
-One line a group: schemas right / refused / wrong for ours, llguidance alone and xgrammar alone; one JSON line at the end.
+One line a group: schemas right / refused / wrong for ours, llguidance alone and xgrammar alone;
+one JSON line at the end.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from nbsgl.engine.grammar import dfa, schema
 from nbsgl.engine.grammar.json.arrays import array_form
 from nbsgl.engine.grammar.json.cases import NEVER, Arrays, Case, Conj, Objects
 from nbsgl.engine.grammar.json.document import Document
-from nbsgl.engine.grammar.json.forms import Form, Lexeme, Recursive, Rule, Rules
+from nbsgl.engine.grammar.json.forms import NO_TEXT, Form, Lexeme, Recursive, Rule, Rules, choice
 from nbsgl.engine.grammar.json.keywords import Unsupported
 from nbsgl.engine.grammar.json.machine import TooWide
 from nbsgl.engine.grammar.json.numbers import Numbers
@@ -70,7 +70,7 @@ def read(text: str, *, whitespace: str = "spaced", on_unsupported: str = "error"
         start = maker.make(maker.solver.keywords.conj(document.root))
     except RecursionError:
         raise GrammarTooExpensive(kind="json_schema", path="#", limit="nesting of schemas inside each other") from None
-    if maker.rules.bodies[start.number] == NOTHING:
+    if maker.rules.bodies[start.number] == NO_TEXT:
         raise schema.bad("", "no output can satisfy it")
     return SchemaGrammar(maker.rules, start, tuple(maker.solver.notes))
 
@@ -92,9 +92,9 @@ class SchemaGrammar:
             reason = "values here may hold values like themselves (close open objects and arrays to make it regular)"
             raise NotRegular(f"#{error.pointer}", reason) from None
 
-    def lark(self, before: str = "") -> str:
-        """All rules in llguidance's Lark, from `start` on; `before`: symbols that stand before the value."""
-        return self.rules.lark(self.start, before)
+    def lark(self, name: str = "start") -> list[str]:
+        """Lines of llguidance's Lark: the rule `name`, and others whose names begin so."""
+        return self.rules.lark(self.start, name)
 
 
 class Maker:
@@ -123,7 +123,7 @@ class Maker:
     def rule(self, conj: Conj, pointer: str) -> Form:
         """Values that satisfy all of these schemas, which are met at `pointer`."""
         if conj == NEVER:
-            return NOTHING
+            return NO_TEXT
         if conj not in self._known:
             own = next(iter(conj))[0] if len(conj) == 1 else pointer
             rule = self._known[conj] = self.rules.add(own.partition("?")[0])
@@ -154,7 +154,7 @@ class Maker:
             if "number" in case.types:
                 for text in sorted(case.number.values or ()):
                     number = ("number", Decimal(text))
-                    found[number] = either([found.get(number, NOTHING), Lexeme(literal(text))])
+                    found[number] = choice([found.get(number, NO_TEXT), Lexeme(literal(text))])
             if "string" in case.types:
                 for value in sorted(case.string.values or ()):
                     found["string", value] = Lexeme(Strings(values=frozenset([value])).form)
@@ -163,7 +163,7 @@ class Maker:
     # ---- bodies ------------------------------------------------------------------------------------------------------
 
     def _body(self, conj: Conj, pointer: str) -> Form:
-        return either(form for case in self.solver.cases(conj) for form in self._forms(case, pointer))
+        return choice(form for case in self.solver.cases(conj) for form in self._forms(case, pointer))
 
     def _forms(self, case: Case, pointer: str) -> Iterable[Form]:
         if "null" in case.types:
@@ -196,7 +196,7 @@ class Maker:
             return self._held(form, _without(says, error.keyword, nothing), nothing, pointer)
 
     def _lexeme(self, node: Syntax) -> Form:
-        return NOTHING if node == NOTHING or self._is_empty(node) else Lexeme(node)
+        return NO_TEXT if node == NOTHING or self._is_empty(node) else Lexeme(node)
 
     def _is_empty(self, node: Syntax) -> bool:
         """Nothing is left of an intersection; what is too large to tell is taken to have texts."""

@@ -6,9 +6,8 @@ from itertools import product
 from typing import Any
 
 from nbsgl.engine.grammar.json.cases import ANYTHING, Arrays, Count, all_of
-from nbsgl.engine.grammar.json.forms import Form, Rule
+from nbsgl.engine.grammar.json.forms import EMPTY, NO_TEXT, Form, Rule, choice, maybe, sequence, times
 from nbsgl.engine.grammar.json.keywords import Unsupported
-from nbsgl.engine.grammar.syntax import EMPTY_TEXT, NOTHING, concat, either, optional, repeat
 
 MAX_COUNTED = 2_000  # places of an array times what is counted in it
 MAX_PREFIX = 1_000
@@ -22,7 +21,7 @@ def array_form(maker: Any, array: Arrays, pointer: str) -> Form:
         items = _Counted(maker, array, pointer).form
     else:
         items = _plain(maker, array, pointer)
-    return concat([maker.texts.open_array, items, maker.texts.close_array])
+    return sequence([maker.texts.open_array, items, maker.texts.close_array])
 
 
 def _plain(maker: Any, array: Arrays, pointer: str) -> Form:
@@ -30,18 +29,18 @@ def _plain(maker: Any, array: Arrays, pointer: str) -> Form:
     rest, comma = maker.rule(array.at(size), pointer), maker.texts.comma
     low, high = max(array.low - size, 0), None if array.high is None else max(array.high - size, 0)
     if size == 0:
-        more = repeat(concat([comma, rest]), max(low - 1, 0), None if high is None else max(high - 1, 0))
-        some = NOTHING if high == 0 else concat([rest, more])
-        return some if low else optional(some)
-    found: Form = repeat(concat([comma, rest]), low, high)
+        more = times(sequence([comma, rest]), max(low - 1, 0), None if high is None else max(high - 1, 0))
+        some = NO_TEXT if high == 0 else sequence([rest, more])
+        return some if low else maybe(some)
+    found: Form = times(sequence([comma, rest]), low, high)
     for place in reversed(range(size)):
         if array.high is not None and place >= array.high:
-            found = EMPTY_TEXT
+            found = EMPTY
             continue
         item = [*([comma] if place else []), maker.rule(array.at(place), pointer)]
-        found = concat([*item, found])
+        found = sequence([*item, found])
         if place >= array.low:
-            found = optional(found)
+            found = maybe(found)
         if place:
             found = maker.rules.add(pointer, found)
     return found
@@ -91,15 +90,15 @@ class _Counted:
             for count, found in zip(self.array.counts, counts)
         )
         if ends:
-            ways.append(EMPTY_TEXT)
+            ways.append(EMPTY)
         if self.array.high is None or place < self.array.high:
             for after, conj in self.steps(place, counts):
                 item = [*([self.maker.texts.comma] if place else []), self.maker.rule(conj, self.pointer)]
                 if after == state:
-                    loops.append(concat(item))
+                    loops.append(sequence(item))
                 else:
-                    ways.append(concat([*item, self.rule(after)]))
-        return concat([repeat(either(loops)), either(ways)])
+                    ways.append(sequence([*item, self.rule(after)]))
+        return sequence([times(choice(loops)), choice(ways)])
 
     def steps(self, place: int, counts: tuple[int, ...]) -> list[tuple[tuple[int, ...], Any]]:
         found = []
@@ -153,10 +152,10 @@ class _Unique:
         return self.rules[state]
 
     def body(self, place: int, taken: frozenset[Any]) -> Form:
-        ways: list[Form] = [EMPTY_TEXT] if place >= self.array.low else []
+        ways: list[Form] = [EMPTY] if place >= self.array.low else []
         if self.array.high is None or place < self.array.high:
             for value, form in self.values[min(place, self.size)].items():
                 if value not in taken:
                     comma = [self.maker.texts.comma] if place else []
-                    ways.append(concat([*comma, form, self.rule((place + 1, taken | {value}))]))
-        return either(ways)
+                    ways.append(sequence([*comma, form, self.rule((place + 1, taken | {value}))]))
+        return choice(ways)

@@ -40,6 +40,7 @@ class Document:
         self._resources: dict[str, Site] = {}
         self._anchors: dict[tuple[str, str], Site] = {}
         self._dynamic: dict[str, list[Site]] = {}
+        self._targets: set[str] = set()  # of references by pointer
         self.root = self._enter(schema, "", "", 2020)
         self._resources.setdefault("", self.root)
         self._register(self.root)
@@ -92,6 +93,8 @@ class Document:
             schema = site.schema
             if not isinstance(schema, dict):
                 continue
+            if isinstance(reference := schema.get("$ref"), str) and reference.startswith("#/"):
+                self._targets.add(unquote(reference[1:]))
             parent_resource = self._resources.get(site.base)
             name = schema.get("$id")
             if parent_resource is None and (isinstance(name, str) or site is root):
@@ -119,6 +122,10 @@ class Document:
             elif keyword in ONE and isinstance(value, (dict, bool)):
                 found.append(self.child(site, keyword))
         return found
+
+    def holds_targets(self, pointer: str) -> bool:
+        """References of the text lead to something in there: a place for schemas, not something said of a value."""
+        return any(target == pointer or target.startswith(f"{pointer}/") for target in self._targets)
 
     def resolve(self, site: Site, keyword: str) -> Site:
         """What `$ref` or `$dynamicRef` of a schema leads to; `BadGrammar` if that is not in this text."""

@@ -6,12 +6,12 @@ use each other; where none uses itself the whole is one tree, else it is a gramm
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 from nbsgl.engine.grammar import rust
-from nbsgl.engine.grammar.syntax import EMPTY_TEXT, NOTHING, Concat, Either, Repeat, Syntax, concat, either, repeat
+from nbsgl.engine.grammar.syntax import Syntax, concat, either, repeat
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +24,63 @@ class Rule:
     number: int
 
 
-Form = Any
-"""`Lexeme`, `Rule`, or a `Concat`, `Either` or `Repeat` of forms (`concat`, `either`, `repeat` of `syntax`)."""
+@dataclass(frozen=True, slots=True)
+class Sequence:
+    parts: tuple[Form, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    options: tuple[Form, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Between `low` and `high` times (None: any number)."""
+
+    inner: Form
+    low: int
+    high: int | None
+
+
+Form = Lexeme | Rule | Sequence | Choice | Times
+
+Leaf = TypeVar("Leaf", Lexeme, Rule)
+
+EMPTY = Sequence(())
+NO_TEXT = Choice(())
+
+
+def sequence(parts: Iterable[Form]) -> Form:
+    """Parts in order, laid flat; no text if one of them has none."""
+    flat: list[Form] = []
+    for part in parts:
+        if part == NO_TEXT:
+            return NO_TEXT
+        flat += part.parts if isinstance(part, Sequence) else (part,)
+    return flat[0] if len(flat) == 1 else Sequence(tuple(flat))
+
+
+def choice(options: Iterable[Form]) -> Form:
+    """Any of the options, doubles left out."""
+    flat: dict[Form, None] = {}
+    for option in options:
+        flat |= dict.fromkeys(option.options if isinstance(option, Choice) else (option,))
+    found = tuple(flat)
+    return found[0] if len(found) == 1 else Choice(found)
+
+
+def times(inner: Form, low: int = 0, high: int | None = None) -> Form:
+    """Between `low` and `high` times (None: any number)."""
+    if high == 0 or inner == EMPTY:
+        return EMPTY
+    if inner == NO_TEXT:
+        return NO_TEXT if low else EMPTY
+    return inner if low == high == 1 else Times(inner, low, high)
+
+
+def maybe(inner: Form) -> Form:
+    return times(inner, 0, 1)
 
 
 class Recursive(Exception):
@@ -43,7 +98,7 @@ class Rules:
         self.bodies: list[Form] = []
         self.pointers: list[str] = []
 
-    def add(self, pointer: str, body: Form = NOTHING) -> Rule:
+    def add(self, pointer: str, body: Form = NO_TEXT) -> Rule:
         self.bodies.append(body)
         self.pointers.append(pointer)
         return Rule(len(self.bodies) - 1)
@@ -58,7 +113,7 @@ class Rules:
                 if not productive[number] and _has_text(self.bodies[number], productive):
                     productive[number] = is_new = True
         for number, body in enumerate(self.bodies):
-            self.bodies[number] = replaced(body, lambda leaf: _kept(leaf, productive))
+            self.bodies[number] = _kept(body, productive)
 
     def tree(self, start: Rule) -> Syntax:
         """All rules put into one tree, which shares what they share; raises `Recursive`."""
@@ -70,9 +125,9 @@ class Rules:
             if number in trees:
                 stack.pop()
                 continue
-            missing = [rule.number for rule in leaves(self.bodies[number], Rule) if rule.number not in trees]
+            missing = [rule.number for rule in _leaves(self.bodies[number], Rule) if rule.number not in trees]
             if not missing:
-                trees[number] = replaced(self.bodies[number], lambda leaf: _inlined(leaf, trees))
+                trees[number] = _inlined(self.bodies[number], trees)
                 open_rules.discard(number)
                 stack.pop()
                 continue
@@ -82,76 +137,78 @@ class Rules:
             stack += missing
         return trees[start.number]
 
-    def lark(self, start: Rule, before: str = "") -> str:
-        """The rules from `start` on in llguidance's Lark; `before` stands first in its `start` rule."""
-        reached, terminals = {start.number: None}, dict[Syntax, str]()
-        lines = [f"start: {before} r{start.number}"]
+    def lark(self, start: Rule, name: str) -> list[str]:
+        """Lines of llguidance's Lark: the rule `name`, and other rules and terminals whose names begin so."""
+        reached = {start.number: name}
+        terminals: dict[Syntax, str] = {}
+        lines = []
+
+        def name_of(leaf: Lexeme | Rule) -> str:
+            return terminals[leaf.node] if isinstance(leaf, Lexeme) else reached[leaf.number]
+
         queue = [start.number]
         for number in queue:
-            for rule in leaves(self.bodies[number], Rule):
+            for rule in _leaves(self.bodies[number], Rule):
                 if rule.number not in reached:
-                    reached[rule.number] = None
+                    reached[rule.number] = f"{name}_{len(reached)}"
                     queue.append(rule.number)
-            for lexeme in leaves(self.bodies[number], Lexeme):
-                terminals.setdefault(lexeme.node, f"T{len(terminals)}")
-            lines.append(f"r{number}: {_printed(self.bodies[number], terminals)}")
-        lines += [f"{name}: {rust.to_lark(node)}" for node, name in terminals.items()]
-        return "\n".join(lines)
+            for lexeme in _leaves(self.bodies[number], Lexeme):
+                terminals.setdefault(lexeme.node, f"{name.upper()}_{len(terminals)}")
+            lines.append(f"{reached[number]}: {_printed(self.bodies[number], name_of)}")
+        return [*lines, *(f"{terminal}: {rust.to_lark(node)}" for node, terminal in terminals.items())]
 
 
 def _has_text(form: Form, productive: list[bool]) -> bool:
     if isinstance(form, Rule):
         return productive[form.number]
-    if isinstance(form, Lexeme):
-        return True
-    if isinstance(form, Concat):
+    if isinstance(form, Sequence):
         return all(_has_text(part, productive) for part in form.parts)
-    if isinstance(form, Either):
+    if isinstance(form, Choice):
         return any(_has_text(option, productive) for option in form.options)
-    return isinstance(form, Repeat) and (form.low == 0 or _has_text(form.inner, productive))
+    return isinstance(form, Lexeme) or form.low == 0 or _has_text(form.inner, productive)
 
 
-def _kept(leaf: Lexeme | Rule, productive: list[bool]) -> Form:
-    return leaf if isinstance(leaf, Lexeme) or productive[leaf.number] else NOTHING
+def _kept(form: Form, productive: list[bool]) -> Form:
+    """Without what has no text."""
+    if isinstance(form, Sequence):
+        return sequence(_kept(part, productive) for part in form.parts)
+    if isinstance(form, Choice):
+        return choice(_kept(option, productive) for option in form.options)
+    if isinstance(form, Times):
+        return times(_kept(form.inner, productive), form.low, form.high)
+    return form if isinstance(form, Lexeme) or productive[form.number] else NO_TEXT
 
 
-def _inlined(leaf: Lexeme | Rule, trees: dict[int, Syntax]) -> Syntax:
-    return leaf.node if isinstance(leaf, Lexeme) else trees[leaf.number]
+def _inlined(form: Form, trees: dict[int, Syntax]) -> Syntax:
+    if isinstance(form, Sequence):
+        return concat(_inlined(part, trees) for part in form.parts)
+    if isinstance(form, Choice):
+        return either(_inlined(option, trees) for option in form.options)
+    if isinstance(form, Times):
+        return repeat(_inlined(form.inner, trees), form.low, form.high)
+    return form.node if isinstance(form, Lexeme) else trees[form.number]
 
 
-def replaced(form: Form, leaf: Callable[[Any], Form]) -> Form:
-    """The form with other leaves; what becomes empty by that is folded."""
-    if isinstance(form, Concat):
-        return concat(replaced(part, leaf) for part in form.parts)
-    if isinstance(form, Either):
-        return either(replaced(option, leaf) for option in form.options)
-    if isinstance(form, Repeat):
-        return repeat(replaced(form.inner, leaf), form.low, form.high)
-    return leaf(form) if isinstance(form, (Lexeme, Rule)) else form
-
-
-def leaves(form: Form, kind: type) -> list[Any]:
-    if isinstance(form, Concat):
-        return [leaf for part in form.parts for leaf in leaves(part, kind)]
-    if isinstance(form, Either):
-        return [leaf for option in form.options for leaf in leaves(option, kind)]
-    if isinstance(form, Repeat):
-        return leaves(form.inner, kind)
+def _leaves(form: Form, kind: type[Leaf]) -> list[Leaf]:
+    if isinstance(form, Sequence):
+        return [leaf for part in form.parts for leaf in _leaves(part, kind)]
+    if isinstance(form, Choice):
+        return [leaf for option in form.options for leaf in _leaves(option, kind)]
+    if isinstance(form, Times):
+        return _leaves(form.inner, kind)
     return [form] if isinstance(form, kind) else []
 
 
-def _printed(form: Form, terminals: dict[Syntax, str]) -> str:
-    if isinstance(form, Lexeme):
-        return terminals[form.node]
-    if isinstance(form, Rule):
-        return f"r{form.number}"
-    if form == EMPTY_TEXT:
+def _printed(form: Form, name: Callable[[Lexeme | Rule], str]) -> str:
+    if form == EMPTY:
         return '""'
-    if isinstance(form, Concat):
-        return " ".join(_printed(part, terminals) for part in form.parts)
-    if isinstance(form, Either):
-        return f"({' | '.join(_printed(option, terminals) for option in form.options)})"
-    inner = f"({_printed(form.inner, terminals)})"
+    if isinstance(form, Sequence):
+        return " ".join(_printed(part, name) for part in form.parts)
+    if isinstance(form, Choice):
+        return f"({' | '.join(_printed(option, name) for option in form.options)})"
+    if not isinstance(form, Times):
+        return name(form)
+    inner = f"({_printed(form.inner, name)})"
     if form.high is None:
         return inner + ("*" if form.low == 0 else f"{{{form.low},}}")
     return inner + ("?" if (form.low, form.high) == (0, 1) else f"{{{form.low},{form.high}}}")

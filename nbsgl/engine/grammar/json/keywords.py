@@ -93,7 +93,8 @@ class Keywords:
     def _constraint(self, site: Site, keyword: str) -> Constraint | None:
         method = _METHODS.get(keyword)
         if method is None:
-            self.solver.refuse(site.pointer, keyword, f"the keyword {keyword!r} is not supported")
+            if not self.document.holds_targets(f"{site.pointer}/{escape(keyword)}"):
+                self.solver.refuse(site.pointer, keyword, f"the keyword {keyword!r} is not supported")
             return None
         try:
             return method(self, site, keyword)

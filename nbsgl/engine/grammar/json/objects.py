@@ -12,11 +12,11 @@ from typing import Any
 
 from nbsgl.engine.grammar import dfa
 from nbsgl.engine.grammar.json.cases import NEVER, Conj, Members, Objects, Some, all_of
-from nbsgl.engine.grammar.json.forms import Form, Lexeme, Rule
+from nbsgl.engine.grammar.json.forms import EMPTY, NO_TEXT, Form, Lexeme, Rule, choice, sequence, times
 from nbsgl.engine.grammar.json.keywords import Unsupported
 from nbsgl.engine.grammar.json.solver import named
 from nbsgl.engine.grammar.json.strings import matches
-from nbsgl.engine.grammar.syntax import EMPTY_TEXT, NOTHING, Syntax, both, concat, either, literal, negate, repeat
+from nbsgl.engine.grammar.syntax import Syntax, both, either, literal, negate
 
 MAX_PATTERNS = 6  # other names are sorted by which patterns they match: 2**6 kinds
 MAX_COUNTED = 20_000  # members times counts
@@ -25,7 +25,7 @@ _Pairs = list[tuple[Syntax, Conj]]
 
 def object_form(maker: Any, objects: Objects, pointer: str) -> Form:
     """`{`, the members, `}`.  `Unsupported` for what no rules can hold."""
-    return either(_with_some(maker, replace(objects, some=()), objects.some, None, pointer))
+    return choice(_with_some(maker, replace(objects, some=()), objects.some, None, pointer))
 
 
 def _with_some(maker: Any, objects: Objects, some: tuple[Some, ...], other: Some | None, pointer: str) -> list[Form]:
@@ -76,7 +76,7 @@ class _Object:
         self.other = other
         self.pair = self._pair(None)
         self.last = None if other is None else self._pair(other)
-        self.form = NOTHING if self.has_missing else self._form()
+        self.form = NO_TEXT if self.has_missing else self._form()
 
     def _allowed(self, conj: Conj) -> Conj:
         return conj if self.maker.possible(conj) else NEVER
@@ -100,8 +100,8 @@ class _Object:
                 parts += [*some.fits, *map(negate, some.avoids), negate(either(map(literal, sorted(some.names))))]
             names = both(parts)
             if conj != NEVER and not _is_empty(names):
-                pairs.append(concat([self.maker.texts.key(names), self.maker.rule(conj, self.pointer)]))
-        return either(pairs)
+                pairs.append(sequence([self.maker.texts.key(names), self.maker.rule(conj, self.pointer)]))
+        return choice(pairs)
 
     def _said(self, members: Members, matched: set[Syntax]) -> Conj:
         said = [conj for tree, conj in members.patterns if tree in matched]
@@ -113,22 +113,22 @@ class _Object:
         most = None if high is None else high
         if self.last is not None:
             if most == 0 or low > 1:
-                return NOTHING if most == 0 else self._unsupported_count()
+                return NO_TEXT if most == 0 else self._unsupported_count()
             before = None if most is None else most - 1
             due = [self.comma] if is_due else []
-            alone = concat([*due, self.last])
-            many = concat(
-                [*due, self.pair, repeat(concat([self.comma, self.pair]), 0, _less(before)), self.comma, self.last]
+            alone = sequence([*due, self.last])
+            many = sequence(
+                [*due, self.pair, times(sequence([self.comma, self.pair]), 0, _less(before)), self.comma, self.last]
             )
-            return alone if before == 0 else either([alone, many])
-        if self.pair == NOTHING:
-            return NOTHING if low else EMPTY_TEXT
+            return alone if before == 0 else choice([alone, many])
+        if self.pair == NO_TEXT:
+            return NO_TEXT if low else EMPTY
         if low > 1:
             return self._unsupported_count()
         if is_due:
-            return repeat(concat([self.comma, self.pair]), low, most)
-        some = NOTHING if most == 0 else concat([self.pair, repeat(concat([self.comma, self.pair]), 0, _less(most))])
-        return some if low else either([EMPTY_TEXT, some])
+            return times(sequence([self.comma, self.pair]), low, most)
+        some = NO_TEXT if most == 0 else sequence([self.pair, times(sequence([self.comma, self.pair]), 0, _less(most))])
+        return some if low else choice([EMPTY, some])
 
     def _unsupported_count(self) -> Form:
         reason = "the keyword 'minProperties' is not supported where other names may have to make up the number"
@@ -141,14 +141,14 @@ class _Object:
     # ---- the whole ---------------------------------------------------------------------------------------------------
 
     def _form(self) -> Form:
-        return concat([self.maker.texts.open_object, self._body(), self.maker.texts.close_object])
+        return sequence([self.maker.texts.open_object, self._body(), self.maker.texts.close_object])
 
     def _body(self) -> Form:
         """From the last member to the first: what may follow, by whether a comma is due and how many there were."""
         size = len(self.members)
         needed = sum(name in self.objects.required for name, _ in self.members)
         high = self.objects.high
-        is_counted = self.objects.low > needed or (high is not None and (size > high or self.pair != NOTHING))
+        is_counted = self.objects.low > needed or (high is not None and (size > high or self.pair != NO_TEXT))
         most = max(self.objects.low, size if high is None else high) if is_counted else 0
         counts = range(min(most, size) + 1)
         if size * len(counts) > MAX_COUNTED:
@@ -167,17 +167,17 @@ class _Object:
         found: dict[Any, Form] = {}
         for is_due, count in follow:
             after = min(count + 1, counts[-1]) if is_counted else count
-            taken = concat([*([self.comma] if is_due else []), *pair, shared[True, after]])
+            taken = sequence([*([self.comma] if is_due else []), *pair, shared[True, after]])
             if is_counted and self.objects.high is not None and count + 1 > self.objects.high:
-                taken = NOTHING
+                taken = NO_TEXT
             skipped = (
-                NOTHING if name in self.objects.required else shared[True, count] if is_due else follow[False, count]
+                NO_TEXT if name in self.objects.required else shared[True, count] if is_due else follow[False, count]
             )
-            found[is_due, count] = either([taken, skipped])
+            found[is_due, count] = choice([taken, skipped])
         return found
 
     def _shared(self, form: Form) -> Form:
-        if isinstance(form, (Rule, Lexeme)) or form in (EMPTY_TEXT, NOTHING):
+        if isinstance(form, (Rule, Lexeme)) or form in (EMPTY, NO_TEXT):
             return form
         return self.maker.rules.add(self.pointer, form)
 
