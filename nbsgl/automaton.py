@@ -21,9 +21,10 @@ class AutomatonNode(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class AutomatonEdge(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What leads from one node to another: a class of characters as a regex (`[0-9]{4}`), or a literal text.
+    r"""What leads from one node to another: a class of characters as a regex (`[0-9]{4}`), or a literal text.
 
-    A literal's states in between are no nodes.  `forced`: nothing else can follow `source`.
+    A literal's states in between are no nodes; nor, in a large automaton, are those of an escape (`\…`).  `forced`:
+    nothing else can follow `source`.
     """
 
     id: int

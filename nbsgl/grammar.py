@@ -134,7 +134,8 @@ class Inspection:
                 value=self.spec.kind,
             )
         strings = Strings(graph)
-        return [strings.draw(random.Random(f"{seed}/{i}")) for i in range(n)]
+        drawn = [strings.draw(random.Random(f"{seed}/{i}")) for i in range(n)]
+        return [text for text in drawn if text is not None]  # the empty language has none
 
     # ---- a text's place ----
 
@@ -157,10 +158,16 @@ class Inspection:
         return Walk(self.picture(text))
 
     def allowed(self, text: str = "") -> Allowed:
-        """The tokens that may follow a text: how many, and the first ten.  Needs a `vocab`."""
+        """The tokens that may follow a text: how many, and the first ten; none for a text no output begins with.
+
+        Needs a `vocab`.
+        """
+        from nbsgl.automaton import Allowed
+
         if self.vocab is None:
             raise ParameterError(name="vocab", value=None, allowed='a vocabulary: inspect(..., vocab="embedded")')
-        return self._allowed(text, ())
+        found = self._allowed(text, ())
+        return Allowed(0, len(self.vocab)) if found is None else found
 
     @cached_property
     def vocab(self) -> TokenVocab | None:

@@ -144,6 +144,8 @@ def _legend(picture: GrammarPicture) -> str:
         words += ["blue: the way taken", "orange: where the text stands"]
     if any(node.times > 1 for node in picture.automaton.nodes):
         words.append("×n: n states alike, a count")
+    if any(edge.label == "\\…" for edge in picture.automaton.edges):
+        words.append("\\…: any escape")
     if picture.automaton.hidden_nodes:
         words.append(f"+n: edges to the {plural(picture.automaton.hidden_nodes, 'node')} not shown")
     return " · ".join(words)

@@ -18,6 +18,7 @@ import nbsgl
 from nbsgl.automaton import MAX_NODES, Automaton, GrammarPicture, Place
 from nbsgl.engine.grammar.charset import category, charset, complement
 from nbsgl.engine.grammar.dfa import build
+from nbsgl.engine.grammar.folding import folded
 from nbsgl.engine.grammar.labels import class_label, literal_label
 from nbsgl.engine.grammar.regex import parse
 from nbsgl.engine.grammar.view import Graph, allowed_tokens, spans
@@ -459,3 +460,45 @@ def test_meta_info_names_the_likeliest_tokens_of_the_last_step() -> None:
     unknown = GrammarInfo({}, spec, result_of("ab"), "embedded")["place"]["allowed"]
     assert all(p is None for _, _, p in unknown["top"])
     assert unknown["count"] == allowed["count"]
+
+
+# ---- escapes and counts ----------------------------------------------------------------------------------------------
+
+STRING = r'"([^"\\\x00-\x1f]|\\(["\\/bfnrt]|u[0-9a-c][0-9a-f]{3}|ud[89]{2}\\u[0-9]{4}|ue[0-9]{3})){0,30}"'
+
+
+def test_what_a_backslash_begins_is_one_edge_in_a_large_automaton() -> None:
+    found = inspect(regex=STRING)
+    assert len(found.automaton.nodes) < 12
+    assert [edge.label for edge in found.automaton.edges if edge.label.startswith("\\")][0] == "\\…"
+    inside = found.picture('"ab\\u0')
+    edge = next(edge for edge in inside.automaton.edges if edge.id == inside.place.edge)
+    assert (edge.label, inside.place.inside, edge.literal) == ("\\…", 3, False)
+    after = found.picture('"ab\\u00e9')
+    assert (after.place.edge, after.place.node) == (-1, edge.target)
+    assert [times for _, times in after.place.path] == [1, 2, 1]
+
+
+def test_an_escape_with_two_ends_stays_as_it_is() -> None:
+    wide = "|".join(f"{a}{b}" for a in "abcdef" for b in "ghijk") + r"|\\(x|y!z*)"
+    labels = [edge.label for edge in inspect(regex=f"({wide}){{3}}").automaton.edges]
+    assert "\\…" not in labels
+
+
+def test_only_neighbours_are_drawn_as_one() -> None:
+    links = [(i, i + 1, "x") for i in range(9)] + [(9, 20, "-")] + [(20 + i, 21 + i, "x") for i in range(9)]
+    kinds = dict.fromkeys([*range(10), *range(20, 30)], 0) | {9: 1, 29: 1}
+    kin = folded(kinds, links)
+    assert [kin[node] for node in range(10)] == [0, 0, 0, 0, 0, 0, 6, 7, 8, 9]
+    assert [kin[node] for node in range(20, 30)] == [20] * 6 + [26, 27, 28, 29]
+
+
+def test_a_schema_is_drawn_too() -> None:
+    schema = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+    schema |= {"additionalProperties": False}
+    found = inspect(json_schema=schema)
+    assert found.automaton.edges[0].label == '{"name": "'
+    assert all(json.loads(text).keys() == {"name"} for text in found.sample(50))
+    assert found.picture('{"name": "A"}').place.accepting
+    recursive = {"$defs": {"t": {"type": "array", "items": {"$ref": "#/$defs/t"}}}, "$ref": "#/$defs/t"}
+    assert not inspect(json_schema=recursive).is_regular

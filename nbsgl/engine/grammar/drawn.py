@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from nbsgl.engine.grammar import dfa, ebnf, regex, tags
+from nbsgl.engine.grammar import dfa, ebnf, json_syntax, regex, tags
 from nbsgl.engine.grammar.syntax import NotRegular, Syntax, concat, either, literal
 from nbsgl.engine.grammar.view import Graph
 from nbsgl.protocol import GrammarSpec
@@ -27,6 +27,11 @@ def _of_kind(spec: GrammarSpec) -> Syntax | NotRegular:
         return either(literal(text) for text in json.loads(spec.text))
     if spec.kind == "ebnf":
         return ebnf.tree_of_ebnf(spec.text)
+    if spec.kind == "json_schema":
+        try:
+            return json_syntax.of_schema(spec.text, whitespace=spec.whitespace, on_unsupported=spec.on_unsupported).tree
+        except json_syntax.NotRegular as error:
+            return NotRegular(str(error))
     if spec.kind == "tags":
         return tags.tree_of_tags(spec, tree_of)
     return NotRegular(f"{spec.kind} grammars are read by a host engine")

@@ -6,8 +6,9 @@ import math
 from collections import deque
 from random import Random
 
+from nbsgl.engine.grammar.characters import START
 from nbsgl.engine.grammar.charset import CharSet
-from nbsgl.engine.grammar.view import START, Graph
+from nbsgl.engine.grammar.view import Graph
 
 LONG = 64  # characters from which a text goes the shortest way to its end
 STOP = 0.25  # chance of ending where it may
