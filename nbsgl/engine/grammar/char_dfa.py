@@ -427,13 +427,10 @@ def _merge_rest(dfa: CharDfa, canonical: list[int], rest: list[int]) -> None:
     while True:
         for _ in range(rounds):
             value[rest_of] = mix(np.add.reduceat(value[targets_of] * weights, starts_of))
+        # A round never joins blocks, so as many as some rounds ago are the same as then, and stay so.
         before, blocks = blocks, len(np.unique(value[rest_of]))
-        if blocks == len(rest):
+        if blocks in (before, len(rest)):
             break
-        if blocks == before:
-            value[rest_of] = mix(np.add.reduceat(value[targets_of] * weights, starts_of))
-            if len(np.unique(value[rest_of])) == blocks:
-                break
         rounds = min(2 * rounds, 64)
     first: dict[int, int] = {}
     for state, found in zip(rest, value[rest_of].tolist()):
