@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from nbsgl.engine import weights
+from nbsgl.engine import sizes, weights
 from nbsgl.engine.admission import most_tokens
 from nbsgl.engine.attention import create_attention
 from nbsgl.engine.attention.choice import AttentionChoice, choose_attention
@@ -40,9 +40,6 @@ if TYPE_CHECKING:
     from nbsgl.engine.cuda.runner import CudaRunner
 
 log = logging.getLogger("nbsgl")
-
-# device type -> (max_running_requests, chunked_prefill_size): sequences at once, token budget of a step
-DEFAULTS = {"cpu": (32, 512), "cuda": (512, 8_192)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +91,7 @@ def load(
     model = load_decoder(config, folder, model_config, dtype, choice.device, progress)
     mark("weights")
     progress(1.0, "KV pool")
-    max_running, budget = DEFAULTS[choice.device.type]
-    max_running = config.max_running_requests or max_running
-    budget = config.chunked_prefill_size or budget
+    max_running, budget = _sizes(config, model, context_length)
     num_slots = plan_slots(
         config,
         model_config,
@@ -143,6 +138,16 @@ def load(
         num_parameters=model.num_parameters,
         eos_ids=model_config.eos_ids,
     )
+
+
+def _sizes(config: EngineConfig, model: Decoder, context_length: int) -> tuple[int, int]:
+    """Sequences at once and the token budget of a step, as asked or as suits the model and the device."""
+    max_running, budget = sizes.ON_CPU
+    if model.device.type == "cuda":
+        card = sizes.CardSize.of(model.device)
+        max_running = sizes.sequences_at_once(card, context_length)
+        budget = sizes.tokens_a_step(card, model.config, model.num_parameters, model.dtype.itemsize)
+    return config.max_running_requests or max_running, config.chunked_prefill_size or budget
 
 
 def choose_context(asked: int | None, model: ModelConfig) -> int:

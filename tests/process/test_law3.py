@@ -16,7 +16,7 @@ pytestmark = pytest.mark.process
 
 @pytest.fixture
 def engine(home: Path) -> Iterator[Engine]:
-    engine = Engine(keep=0, num_slots=16_384)
+    engine = Engine(keep=0, num_slots=16_384, num_threads=1)
     yield engine
     engine.stop(force=True)
 
@@ -29,7 +29,7 @@ def talk(s, topic):
     forks = s.fork(3)
     for fork in forks:
         fork += "A word on it: " + sgl.gen("word", max_tokens=3, ignore_eos=True)
-    return forks.join()
+    return list(forks)
 
 
 NUM_GENS = {"select": 0, "judge": 5, "chain": 2 * programs.STEPS, "json": 1, "talk": 4}
@@ -46,7 +46,8 @@ def test_all_that_was_computed_is_in_the_tree_once(engine: Engine) -> None:
         given = topics if name == "talk" else programs.arguments(name, "tiny")
         before = engine.snapshot()
         for state in program.run_batch(given, backend=engine, temperature=0):
-            state.sync()
+            for branch in (state, *(state.ret_value or ())):
+                branch.sync()
         after = engine.snapshot()
         extended = after.prefill_tokens_computed - before.prefill_tokens_computed
         decoded = after.decode_tokens - before.decode_tokens - NUM_GENS[name] * len(given)
