@@ -71,6 +71,7 @@ def _of_gen(request_id: str, slot: Slot, result: GenResult, model: str | None) -
         info["reasoning"] = result.reasoning
     if result.grammar is not None:
         counters = msgspec.to_builtins(result.grammar)
+        info["grammar_forced_tokens"] = result.grammar.accepted
         spec = slot.node.grammar if isinstance(slot.node, Gen) else None
         info["grammar"] = counters if spec is None else GrammarInfo(counters, spec, result, model)
     for side, logprobs in (("input", result.input_logprobs), ("output", result.output_logprobs)):

@@ -1,7 +1,7 @@
 """Every row of the language's specification (F01-F82: SGLang's names; D01-D20: what is not inherited), one test each.
 
 The rows' semantics are tested in full where each thing lives (`test_lang_*`, `test_chat_templates`, ...); here is what
-a program written for SGLang notices first.  A row that is not there yet is an expected failure, by name.
+a program written for SGLang notices first.
 """
 
 from __future__ import annotations
@@ -29,10 +29,6 @@ from tests.unit.fakes import FakeBackend
 
 ROWS = [f"F{i:02}" for i in (*range(1, 12), *range(20, 32), *range(40, 61), *range(70, 83))]
 ROWS += [f"D{i:02}" for i in range(1, 21)]
-
-
-def later(what: str) -> pytest.MarkDecorator:
-    return pytest.mark.xfail(strict=True, reason=f"not there yet: {what}")
 
 
 @pytest.fixture
@@ -208,6 +204,36 @@ def test_F20_gen_has_sglangs_positions_and_checks_at_its_line() -> None:
     with pytest.raises(errors.ParameterError):
         sgl.gen("x", temperature=-1)
     assert {"seed", "type", "repetition_penalty", "logit_bias"} <= set(inspect.signature(sgl.gen).parameters)
+
+
+def test_F20_every_constraint_is_a_parameter_and_one_is_enough(s, backend) -> None:
+    backend.answer = lambda prompt, node: "so</t>7" if node.grammar and node.grammar.after else "7"
+    s += "x" + sgl.gen("a", ebnf='root ::= "7"', jump="off") + sgl.gen("b", lark='start: "7"', grammar="llguidance")
+    s += sgl.gen("c", json_schema=True, whitespace="compact", on_unsupported="loosen", on_limit="fit")
+    s += sgl.gen("d", type=int, after="</t>", max_think_tokens=3)
+    s += sgl.gen("e", tools=[{"name": "f", "parameters": {}}], tool_format="function-tag")
+    s += sgl.gen("f", grammar=sgl.GrammarSpec(kind="choices", text='["7"]'))
+    assert s.text() == "x" + "7" * 6
+    assert s.get_meta_info("d")["reasoning"] == "so"
+    kinds = [(gen.grammar.kind, gen.grammar.engine) for gen in gens(backend)]
+    assert kinds == [
+        ("ebnf", "auto"),
+        ("lark", "llguidance"),
+        ("json", "auto"),
+        ("regex", "auto"),
+        ("tags", "auto"),
+        ("choices", "auto"),
+    ]
+    with pytest.raises(errors.ParameterError, match="regex and ebnf were both given"):
+        sgl.gen("x", regex="a", ebnf='root ::= "a"')
+
+
+def test_F20_stop_regex_is_checked_and_sent(s, backend) -> None:
+    s += "x" + sgl.gen("a", stop_regex=[r"[0-9]\.", "END"])
+    s.sync()
+    assert gens(backend)[0].params.stop_regex == (r"[0-9]\.", "END")
+    with pytest.raises(re.error):
+        sgl.gen("x", stop_regex="(")
 
 
 def test_F20_list_append_and_heal(s) -> None:
@@ -612,7 +638,6 @@ def test_D01_a_graph_compiler(backend) -> None:
     assert qa.compile(backend=backend, outputs=["a"]).graph.num_submissions == 1
 
 
-@later("jump-forward (constrained decoding)")
 def test_D02_what_a_grammar_leaves_no_choice_about_is_not_drawn_one_by_one() -> None:
     from tests.unit.in_process import InProcessEngine
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nbsgl.engine.grammar import dfa, ebnf, regex
-from nbsgl.engine.grammar.after import Limited, without_limit
+from nbsgl.engine.grammar.after import Limited, limited
 from nbsgl.engine.grammar.fsm import CompiledFsm
 from nbsgl.engine.grammar.syntax import concat, literal
 from nbsgl.engine.grammar.tags import refuse_special, tree_after
@@ -40,9 +40,11 @@ VOCAB = TokenVocab(
 
 def compiled(limit: int, mark: str = "</t>", inner: str = "[12]{2}", prefix: str = "") -> Limited:
     spec = GrammarSpec(kind="regex", text=inner, after=mark, max_think_tokens=limit, prefix=prefix)
-    assert without_limit(spec).max_think_tokens is None
     tree = concat([literal(prefix), tree_after(mark, regex.parse(inner))])
-    return Limited(CompiledFsm(without_limit(spec), build_tables(dfa.build(tree), VOCAB)), spec, VOCAB)
+    found = limited(CompiledFsm(spec, build_tables(dfa.build(tree), VOCAB)), VOCAB)
+    assert isinstance(found, Limited)
+    assert limited(found, VOCAB) is found
+    return found
 
 
 def allowed(matcher) -> set[int]:

@@ -396,3 +396,31 @@ def test_what_is_no_structural_tag_names_the_place(bad) -> None:
 def test_tags_from_elsewhere_are_checked(text) -> None:
     with pytest.raises(BadGrammar):
         sgl.gen("x", grammar=sgl.GrammarSpec(kind="tags", text=text))
+
+
+# ---- seen without being run ------------------------------------------------------------------------------------------
+
+
+@sgl.function
+def constrained(s, topic):
+    s += "About " + topic + sgl.gen("call", tools=[search])
+    s += sgl.gen("answer", type=int, after="</think>", max_think_tokens=9)
+    s += sgl.gen("rest", ebnf='root ::= "a" | "b"', stop_regex="b", on_limit="fit", jump="off")
+
+
+def test_traces_explanations_and_compiled_programs_keep_constraints() -> None:
+    backend = FakeBackend(lambda prompt, node: "<t>7" if node.grammar.kind == "tags" else "x</think>5")
+    trace = constrained.trace(backend=backend)
+    assert list(trace.variables) == ["call", "answer", "rest"]
+    assert "gen('answer')" in str(constrained.explain(backend=backend, topic="tea"))
+    plain = constrained.run("tea", backend=backend)
+    plain.sync()
+    asked = [(node.grammar, node.params.stop_regex, node.markers) for node in backend.nodes if isinstance(node, Gen)]
+    compiled = constrained.compile(backend=backend).run(topic="tea", backend=backend)
+    assert compiled.value("answer") == plain.value("answer") == 5
+    assert compiled.get_meta_info("answer")["reasoning"] == "x"
+    assert compiled.value("call") == []
+    again = [(node.grammar, node.params.stop_regex, node.markers) for node in backend.nodes if isinstance(node, Gen)]
+    assert again[len(asked) :] == asked
+    assert "gen('call')" in str(plain.explain())
+    backend.close()

@@ -10,29 +10,21 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from nbsgl.engine.grammar import CompiledGrammar, Matcher
 from nbsgl.engine.grammar.vocab import TokenVocab
-from nbsgl.protocol import GrammarSpec
 
 Place = tuple[int, int, int]
 """Bytes of the prefix that are still to come, bytes of the mark that end the text, bytes missing of a character."""
 
 
-def without_limit(spec: GrammarSpec) -> GrammarSpec:
-    """The spec that `Limited` wants compiled; itself if it has no limit."""
-    return spec if spec.max_think_tokens is None else msgspec.structs.replace(spec, max_think_tokens=None)
-
-
 def limited(compiled: CompiledGrammar, vocab: TokenVocab) -> CompiledGrammar:
     """The same with the limit of its spec, if that has one and it is not there yet."""
-    spec = compiled.spec
-    return (
-        compiled if spec.max_think_tokens is None or isinstance(compiled, Limited) else Limited(compiled, spec, vocab)
-    )
+    if compiled.spec.max_think_tokens is None or isinstance(compiled, Limited):
+        return compiled
+    return Limited(compiled, vocab)
 
 
 class Limited:
@@ -40,8 +32,9 @@ class Limited:
 
     tables = None
 
-    def __init__(self, inner: CompiledGrammar, spec: GrammarSpec, vocab: TokenVocab) -> None:
-        """`inner` is `without_limit(spec)`, compiled."""
+    def __init__(self, inner: CompiledGrammar, vocab: TokenVocab) -> None:
+        """`inner` is the language without the limit that its spec has."""
+        spec = inner.spec
         assert spec.max_think_tokens is not None
         self.inner, self.spec, self.vocab = inner, spec, vocab
         self.engine, self.num_states, self.table_bytes = inner.engine, inner.num_states, inner.table_bytes
