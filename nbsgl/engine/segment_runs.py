@@ -227,8 +227,9 @@ def end_run(seq: Sequence, ending: Ending, now: float) -> Update:
         e2e_s=now - run.received,
         grammar=run.constraint.use() if run.constraint is not None else None,
     )
-    if run.num_pending:  # it ran once too often
+    if run.num_pending:  # it ran once too often, and nobody will hear whether that went well
         seq.epoch += 1
+        seq.kv_len = seq.settled_len
     seq.run = None
     seq.settled_len = min(seq.settled_len, len(seq.tokens))
     seq.kv_len = min(seq.kv_len, len(seq.tokens))

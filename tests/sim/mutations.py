@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-from nbsgl.engine import segment_runs, stop
+from nbsgl.engine import drafts, scheduler, segment_runs, stop
+from nbsgl.engine.batch import Row, RowResult
+from nbsgl.engine.constraint import Constraint
 from nbsgl.engine.kv_store import KVStore
 from nbsgl.engine.radix_cache import Inserted, Node, RadixCache
 from nbsgl.engine.request import SeqState, Sequence
 from nbsgl.engine.scheduler import Scheduler
+from tests.sim import oracle
 
 Patch = Callable[[Any], None]  # gets pytest's monkeypatch
 MUTATIONS: dict[str, Patch] = {}
@@ -273,3 +277,56 @@ def row_not_given_back(monkeypatch: Any) -> None:
         release(self, seq, **how)
 
     monkeypatch.setattr(KVStore, "release", keeping)
+
+
+@planted
+def draws_behind_a_refused_token_count(monkeypatch: Any) -> None:
+    def all_of_them(row: Row, result: RowResult, constraint: Any) -> list[int]:
+        return [result.token, *result.more]
+
+    monkeypatch.setattr(scheduler, "counted", all_of_them)
+
+
+@planted
+def kv_of_a_refused_draft_stays(monkeypatch: Any) -> None:
+    settle_row = Scheduler._settle_row
+
+    def keeping(self: Scheduler, entry: Any, result: Any) -> None:
+        settle_row(self, entry, result)
+        seq = entry.seq
+        if entry.draft is not None and seq.run is not None and seq.state is SeqState.RUNNING:
+            seq.kv_len = seq.settled_len = min(entry.row.start + entry.row.num_tokens, len(seq.tokens))
+
+    monkeypatch.setattr(Scheduler, "_settle_row", keeping)
+
+
+@planted
+def draws_of_a_draft_share_one_random_number(monkeypatch: Any) -> None:
+    lines_of = drafts.lines_of
+
+    def sharing(row: Row) -> list[Row]:
+        return [replace(line, run_idx=row.run_idx) for line in lines_of(row)]
+
+    monkeypatch.setattr(oracle, "lines_of", sharing)
+
+
+@planted
+def state_after_a_draft_is_left_to_the_device(monkeypatch: Any) -> None:
+    ask = Scheduler._ask_for_draws
+
+    def leaving(self: Scheduler, row: Row, run: Any, draft: Any) -> None:
+        ask(self, row, run, draft)
+        if row.states and row.run_idx:
+            row.states = (-1, *row.states[1:])
+
+    monkeypatch.setattr(Scheduler, "_ask_for_draws", leaving)
+
+
+@planted
+def stand_in_hands_over_without_its_tokens(monkeypatch: Any) -> None:
+    take_over = Constraint.take_over
+
+    def forgetting(self: Constraint, begin: int) -> None:
+        take_over(self, len(self.tokens))
+
+    monkeypatch.setattr(Constraint, "take_over", forgetting)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nbsgl.engine import jump_forward
-from nbsgl.engine.batch import Row
-from nbsgl.protocol import GrammarSpec
+from nbsgl.engine.batch import Row, RowResult
+from nbsgl.protocol import GrammarSpec, SamplingParams
 from tests.sim.helpers import Engine, forced, greedy
 from tests.sim.oracle import VOCAB
 from tests.sim.reference import run_segment
@@ -171,6 +172,21 @@ def test_a_draft_never_takes_more_than_is_left() -> None:
         engine.add(1, forced(*PROMPT), greedy(limit, size=SPELT_ONE_WAY))
         engine.run()
         assert engine.ids(1, 1) == alone(greedy(limit, size=SPELT_ONE_WAY))
+
+
+def test_draws_under_the_mask_of_another_place_do_not_count() -> None:
+    """A device's first draw is under its own state; those behind a draft are under the states that were guessed."""
+    row = Row(0, 9, 3, [0] * 9, params=SamplingParams(), draft=(4, 4), states=(-1, 6, 8))
+    result = RowResult(token=4, more=(4, 5))
+    guessed, other = (
+        SimpleNamespace(matcher=SimpleNamespace(state=6)),
+        SimpleNamespace(matcher=SimpleNamespace(state=5)),
+    )
+    tokens = jump_forward.counted(row, result, guessed)  # type: ignore[arg-type]
+    assert [next(tokens), next(tokens)] == [4, 4]
+    guessed.matcher.state = 8
+    assert list(tokens) == [5]
+    assert list(jump_forward.counted(row, result, other)) == [4]  # type: ignore[arg-type]
 
 
 # ---- grammars that come later ----------------------------------------------------------------------------------------
