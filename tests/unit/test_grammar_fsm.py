@@ -1,19 +1,27 @@
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbsgl.engine.grammar import TokenVocab, host, regex
+from nbsgl.engine import grammar as room
+from nbsgl.engine.grammar import TokenVocab, regex
 from nbsgl.engine.grammar.dfa import build
 from nbsgl.engine.grammar.fsm import CompiledFsm, FsmMatcher
+from nbsgl.engine.grammar.syntax import NotRegular, Syntax
 from nbsgl.engine.grammar.tokens import DONE, START, Unsatisfiable, build_tables
+from nbsgl.engine.grammar.trees import tree_of
+from nbsgl.engine.text import TextCodec
+from nbsgl.errors import BadRegex
 from nbsgl.protocol import GrammarSpec
+from nbsgl.structural_tags import Tag, Tags, encode
 from tests.unit.small_vocabs import hand_made, small_vocabs
 from tests.unit.table_reference import Dense, bits
 from tests.unit.test_grammar_regex import PATTERNS
@@ -28,8 +36,44 @@ LISTED = [
 ]
 
 
-def compiled(pattern: str, vocab: TokenVocab) -> CompiledFsm:
-    return CompiledFsm(GrammarSpec(kind="regex", text=pattern), build_tables(build(regex.parse(pattern)), vocab))
+EBNF = """root ::= "(" item ("," item){0,3} ")"
+item ::= [a-z]{1,4} | "\\"" [^"\\n]* "\\""
+"""
+CALLS = [Tag(begin=f"<f={name}>", kind="regex", text=r"\d{1,3}", end="</f>", trigger="<f=") for name in ("a", "the")]
+OTHERS = [
+    GrammarSpec(kind="choices", text=json.dumps(["yes", "no", "yesterday", "naïve", ""])),
+    GrammarSpec(kind="choices", text=json.dumps(["yes", "no"]), prefix="\n the "),
+    GrammarSpec(kind="regex", text=r"[ab]{2}", after="</t>"),
+    GrammarSpec(kind="ebnf", text=EBNF),
+    GrammarSpec(kind="tags", text=encode(Tags(tags=CALLS))),
+    GrammarSpec(kind="tags", text=encode(Tags(tags=CALLS, at_least_one=True, stop_after_first=True))),
+]
+
+
+SCHEMAS: list[dict[str, Any]] = [
+    {
+        "properties": {"name": {"type": "string"}, "age": {"type": "integer"}, "ok": {"type": "boolean"}},
+        "required": ["name"],
+        "additionalProperties": False,
+    },
+    {"type": "array", "items": {"enum": ["a", "the", None, 1.5]}, "minItems": 1, "maxItems": 3},
+    {"type": "integer", "minimum": -5, "maximum": 120},
+    {"type": "string", "pattern": "^[a-z]{2,5}$"},
+    {"type": "string", "format": "date", "minLength": 2},
+]
+OTHERS += [GrammarSpec(kind="json_schema", text=json.dumps({"type": "object"} | schema)) for schema in SCHEMAS]
+
+
+def regular(spec: GrammarSpec) -> Syntax:
+    tree = tree_of(spec)
+    assert not isinstance(tree, NotRegular)
+    return tree
+
+
+def compiled(grammar: str | GrammarSpec, vocab: TokenVocab) -> CompiledFsm:
+    """A pattern's or a spec's tables."""
+    spec = GrammarSpec(kind="regex", text=grammar) if isinstance(grammar, str) else grammar
+    return CompiledFsm(spec, build_tables(build(regular(spec)), vocab))
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +116,7 @@ def test_outputs_are_in_the_language(name: str, pattern: str, vocabs: dict[str, 
 
 
 @given(pattern=PATTERNS, name=st.sampled_from(sorted(HAND_MADE)), seed=st.integers(0, 2**32))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_nothing_allowed_is_a_dead_end(pattern: str, name: str, seed: int) -> None:
     try:
         matcher = compiled(pattern, HAND_MADE[name]).matcher()
@@ -84,21 +128,47 @@ def test_nothing_allowed_is_a_dead_end(pattern: str, name: str, seed: int) -> No
     assert re.fullmatch(pattern, text)
 
 
-@pytest.mark.parametrize("pattern", LISTED)
+@pytest.mark.parametrize("grammar", [*LISTED, *OTHERS], ids=lambda grammar: getattr(grammar, "text", grammar))
 @pytest.mark.parametrize("name", ["byte", "piece", "bytes", "mixed, three EOS", "no EOS", "padded to 64"])
-def test_masks_are_llguidances_bit_for_bit(name: str, pattern: str, vocabs: dict[str, TokenVocab]) -> None:
+def test_masks_are_llguidances_bit_for_bit(
+    name: str, grammar: str | GrammarSpec, vocabs: dict[str, TokenVocab]
+) -> None:
     """So it may stand in for the tables while they are made."""
-    vocab, rng, met = vocabs[name], np.random.default_rng(1), set()
-    grammar = compiled(pattern, vocab)
-    other = host.compile_spec(grammar.spec, host.HostTokenizer(vocab))
-    for _ in range(8):
+    walk_both(compiled(grammar, vocabs[name]), vocabs[name], seed=1, walks=8)
+
+
+@given(pattern=PATTERNS, name=st.sampled_from(["bytes", "mixed, three EOS", "no EOS"]), seed=st.integers(0, 2**32))
+@settings(max_examples=60, deadline=None)
+def test_masks_of_any_pattern_are_llguidances(pattern: str, name: str, seed: int) -> None:
+    try:
+        grammar = compiled(pattern, HAND_MADE[name])
+    except Unsatisfiable:
+        with pytest.raises(BadRegex, match="no output"):
+            by_llguidance(GrammarSpec(kind="regex", text=pattern), HAND_MADE[name])
+        return
+    walk_both(grammar, HAND_MADE[name], seed, walks=3)
+
+
+def by_llguidance(spec: GrammarSpec, vocab: TokenVocab) -> room.CompiledGrammar:
+    return room.compile(msgspec.structs.replace(spec, engine="llguidance"), vocab)
+
+
+def walk_both(grammar: CompiledFsm, vocab: TokenVocab, seed: int, walks: int) -> None:
+    """Walk both engines' matchers along random allowed tokens and compare all that they say."""
+    rng, met = np.random.default_rng(seed), set()
+    other = by_llguidance(grammar.spec, vocab)
+    assert other.engine == "llguidance"
+    row = np.zeros(len(vocab) // 32 + 1, np.uint32)
+    for _ in range(walks):
         ours, theirs = grammar.matcher(), other.matcher()
         for _ in range(25):
             allowed = bits(ours.words())
             if ours.state not in met:
-                assert bits(theirs.words()) - {len(vocab)} == allowed, ours.state  # len(vocab): the EOS it must have
+                theirs.fill_mask(row)
+                assert bits(row) - {len(vocab)} == allowed, ours.state  # len(vocab): the EOS that it must have
             met.add(ours.state)
             assert ours.is_accepting() == theirs.is_accepting()
+            assert ours.is_finished() == theirs.is_finished()
             assert ours.forced_bytes() == theirs.forced_bytes()
             if not allowed - set(vocab.eos_ids):
                 break
@@ -217,30 +287,24 @@ def test_only_tokens_from_which_the_end_is_in_reach(name: str, pattern: str) -> 
             assert within or limit < max(1, matcher.distance()) or (matcher.is_finished() and not vocab.eos_ids)
 
 
+FITTED = compiled(r'\{"name": "[^"\\]*"(, "at": \d+)*\}', HAND_MADE["mixed, three EOS"])
+
+
 @given(st.integers(0, 2**32), st.integers(0, 8))
 @settings(max_examples=50, deadline=None)
 def test_a_run_that_fits_ends_in_time(seed: int, spare: int) -> None:
     vocab, rng, ids = HAND_MADE["mixed, three EOS"], np.random.default_rng(seed), []
-    matcher = compiled(r'\{"name": "[^"\\]*"(, "at": \d+)*\}', vocab).matcher()
+    matcher = FITTED.matcher()
     most = matcher.distance() + spare
     while len(ids) < most and matcher.state != DONE:
         ids.append(int(rng.choice(sorted(bits(matcher.allowed(most - len(ids)))))))
         assert matcher.advance(ids[-1])
-    assert re.fullmatch(r'\{"name": "[^"\\]*"(, "at": \d+)*\}', vocab.bytes_of(ids).decode())
+    assert re.fullmatch(FITTED.spec.text, vocab.bytes_of(ids).decode())
 
 
 def test_embedded_tokenizer_is_masked_as_by_llguidance() -> None:
-    folder = Path(host.__file__).parents[1] / "assets" / "tiny"
+    folder = Path(regex.__file__).parents[1] / "assets" / "tiny"
     if not (folder / "tokenizer.json").is_file():
         pytest.skip("the embedded model is not in this checkout")
-    from nbsgl.engine.text import TextCodec
-
     vocab = TextCodec.load(folder).vocab
-    grammar = compiled(LISTED[-1], vocab)
-    ours, theirs = grammar.matcher(), host.compile_spec(grammar.spec, host.HostTokenizer(vocab)).matcher()
-    rng = np.random.default_rng(0)
-    while not ours.is_finished():
-        assert bits(ours.words()) == bits(theirs.words())
-        token = int(rng.choice(sorted(bits(ours.words()))))
-        assert ours.advance(token)
-        assert theirs.advance(token)
+    walk_both(compiled(LISTED[-1], vocab), vocab, seed=0, walks=4)
