@@ -70,23 +70,38 @@ class Spawner:
         self.thread.start()
 
     def spawn(
-        self, argv: Sequence[str], *, log: Path, first_line: bytes, on_exit: Callable[[int], None] = lambda code: None
+        self,
+        argv: Sequence[str],
+        *,
+        log: Path,
+        first_line: bytes = b"",
+        stdin: int = subprocess.PIPE,
+        on_exit: Callable[[int], None] = lambda code: None,
     ) -> Child:
-        """Start a program with output and errors in `log` and `first_line` on its standard input, which stays open."""
+        """Start a program with output and errors in `log`.
+
+        Its standard input is the descriptor `stdin`, else a pipe with `first_line` in it that stays open.
+        """
         answer: Future[Child] = Future()
-        self._orders.put(lambda: self._start(answer, argv, log, first_line, on_exit))
+        self._orders.put(lambda: self._start(answer, argv, log, first_line, stdin, on_exit))
         self._wake_w.send(b"\0")
         return answer.result()
 
     def _start(
-        self, answer: Future[Child], argv: Sequence[str], log: Path, first_line: bytes, on_exit: Callable[[int], None]
+        self,
+        answer: Future[Child],
+        argv: Sequence[str],
+        log: Path,
+        first_line: bytes,
+        stdin: int,
+        on_exit: Callable[[int], None],
     ) -> None:
         try:
             output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 popen = subprocess.Popen(
                     argv,
-                    stdin=subprocess.PIPE,
+                    stdin=stdin,
                     stdout=output,
                     stderr=output,
                     start_new_session=True,
@@ -96,10 +111,10 @@ class Spawner:
             finally:
                 os.close(output)
             child = Child(popen, on_exit)
-            assert popen.stdin is not None
-            with contextlib.suppress(BrokenPipeError):
-                popen.stdin.write(first_line + b"\n")
-                popen.stdin.flush()
+            if popen.stdin is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    popen.stdin.write(first_line + b"\n")
+                    popen.stdin.flush()
         except (OSError, ValueError) as error:  # ValueError: a NUL in a path
             answer.set_exception(error)
             return

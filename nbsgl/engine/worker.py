@@ -5,12 +5,14 @@ python -m nbsgl.engine.worker FOLDER PARENT      (its first line of standard inp
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import gc
 import logging
 import os
 import resource
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -48,7 +50,6 @@ logger = logging.getLogger("nbsgl")
 
 BEAT_S = 0.25  # an empty update at least this often: the step counter that the front watches
 IDLE_S = 0.5
-COMPILE_S = 0.001  # between two looks for a grammar, when nothing else is to be done
 CALM_S = 0.5  # idle for so long: time for the census, and for what the runner prepares ahead
 SWEEP_S = 60.0
 PROGRESS_S = 0.2
@@ -65,20 +66,34 @@ class Link:
         self._socket.linger = 200
         self._socket.connect(address)
         self._decode = wire.Decoder(list[ToWorker])
+        self._wake_r, self._wake_w = socket.socketpair()
+        self._wake_r.setblocking(False)
+        self._wake_w.setblocking(False)
+        self._poller = zmq.Poller()
+        self._poller.register(self._socket, zmq.POLLIN)
+        self._poller.register(self._wake_r, zmq.POLLIN)
 
     def send(self, message: FromWorker) -> None:
         self._socket.send(msgspec.msgpack.encode(message))
 
     def receive(self, wait_s: float) -> list[Any]:
-        """All messages that are there; waits for the first one for at most `wait_s`."""
-        if wait_s and not self._socket.poll(wait_s * 1000):
-            return []
+        """All messages that are there; waits for the first one, or for `wake`, for at most `wait_s`."""
+        if wait_s:
+            if not self._poller.poll(wait_s * 1000):
+                return []
+            with contextlib.suppress(BlockingIOError):
+                self._wake_r.recv(4096)
         messages: list[Any] = []
         while True:
             try:
                 messages += self._decode(self._socket.recv(zmq.NOBLOCK)) or ()
             except zmq.Again:
                 return messages
+
+    def wake(self) -> None:
+        """End the wait of `receive`, now or the next one; from any thread."""
+        with contextlib.suppress(BlockingIOError):
+            self._wake_w.send(b"\0")
 
     def close(self) -> None:
         self._context.destroy(linger=200)
@@ -87,8 +102,15 @@ class Link:
 class Worker:
     """The loop: receive, step, report."""
 
-    def __init__(self, link: Link, scheduler: Any, token_text: Callable[[list[int]], str], rotate: Callable[[], None]):
-        self.link, self.scheduler = link, scheduler
+    def __init__(
+        self,
+        link: Link,
+        scheduler: Any,
+        token_text: Callable[[list[int]], str],
+        rotate: Callable[[], None],
+        grammars: Any = None,
+    ) -> None:
+        self.link, self.scheduler, self._cold_grammars = link, scheduler, grammars
         self._token_text, self._rotate = token_text, rotate
         self._is_stopping = False
         self._last_sent = self._last_swept = 0.0
@@ -105,7 +127,7 @@ class Worker:
         """Run until told to stop."""
         is_busy = prepares = False
         while not self._is_stopping:
-            for message in self.link.receive(0.0 if is_busy or prepares else self._patience()):
+            for message in self.link.receive(0.0 if is_busy or prepares else IDLE_S):
                 self._take(message)
             if is_busy := self.scheduler.has_work or self.scheduler.awaits_grammars:
                 self._is_clean, self._idle_since = False, None
@@ -117,9 +139,6 @@ class Worker:
                 prepares = self._use_idle_time(now)
             elif now - self._last_swept >= SWEEP_S:
                 self._sweep(now)
-
-    def _patience(self) -> float:
-        return COMPILE_S if self.scheduler.awaits_grammars else IDLE_S
 
     def _beat(self, now: float) -> None:
         if now - self._last_sent >= BEAT_S:
@@ -140,6 +159,9 @@ class Worker:
                 logger.error("the pool's census found %d faults: %s", len(findings), "; ".join(findings[:8]))
                 self.scheduler.repair()
         self._is_prepared = not self.scheduler.runner.prepare_next()
+        if self._is_prepared and self._cold_grammars is not None:
+            self._cold_grammars.warm_up()
+            self._cold_grammars = None
         return not self._is_prepared
 
     def _sweep(self, now: float) -> None:
@@ -180,7 +202,7 @@ class Worker:
         raise ParameterError(name="what", value=ask.what, allowed="snapshot | peek | flush")
 
 
-def start(config: EngineConfig, link: Link, rotate: Callable[[], None]) -> Worker:
+def start(config: EngineConfig, link: Link, rotate: Callable[[], None], log_path: Path) -> Worker:
     """Load the model in phases, tell the front what it is, and make the loop."""
     timeline = Timeline()
     link.send(Phase(phase="load", note="importing torch"))
@@ -207,17 +229,18 @@ def start(config: EngineConfig, link: Link, rotate: Callable[[], None]) -> Worke
         overlap=model.device.startswith("cuda"),
     )
     eos_ids = sorted({*model.eos_ids, *(vocab.eos_ids if vocab else ())})
+    grammars = _grammars(vocab, link, log_path)
     scheduler = Scheduler(
         limits,
         model.runner,
         eos_ids=eos_ids,
         vocab_bytes=_padded(vocab.tokens if vocab else (), model.vocab_size),
-        compile_grammar=_compiler(vocab),
+        compile_grammar=_compiler(grammars),
         context_length=model.context_length,
         emit=lambda updates: worker.emit(updates),
         encode=encode,
     )
-    worker = Worker(link, scheduler, _token_text(vocab), rotate)
+    worker = Worker(link, scheduler, _token_text(vocab), rotate, grammars)
     timeline.mark("scheduler")
     total = sum(timeline.seconds.values())
     link.send(
@@ -273,15 +296,22 @@ def _padded(tokens: Sequence[bytes | None], vocab_size: int) -> list[bytes | Non
     return [*tokens, *[None] * (vocab_size - len(tokens))]
 
 
-def _compiler(vocab: Any) -> Callable[[Any], Any]:
-    def compile_grammar(spec: Any) -> Any:
-        if vocab is None:
+def _grammars(vocab: Any, link: Link, log_path: Path) -> Any:
+    """The cache of compiled grammars, which wakes the loop when one is there; None without a tokenizer."""
+    if vocab is None:
+        return None
+    from nbsgl.engine.grammar.cache import GrammarCache
+
+    return GrammarCache(vocab, notify=link.wake, log=log_path)
+
+
+def _compiler(grammars: Any) -> Callable[[Any], Any]:
+    def request(spec: Any) -> Any:
+        if grammars is None:
             raise ParameterError(name=spec.kind, value="a grammar", allowed="engines with a tokenizer")
-        from nbsgl.engine import grammar
+        return grammars.request(spec)
 
-        return grammar.compile(spec, vocab)
-
-    return compile_grammar
+    return request
 
 
 def _token_text(vocab: Any) -> Callable[[list[int]], str]:
@@ -312,7 +342,7 @@ def main() -> int:
     launch, handler = set_up(sys.argv)
     link = Link(launch.socket)
     try:
-        worker = start(launch.config, link, handler.rotate_if_full)
+        worker = start(launch.config, link, handler.rotate_if_full, RuntimeFolder(Path(sys.argv[1])).worker_log)
     except Exception as error:  # whatever it is, the front has to hear of it
         logger.exception("the worker could not start")
         link.send(StartFailed(stage="load", error=errors.encode(error)))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,7 +14,6 @@ from hypothesis import strategies as st
 
 from nbsgl.engine import grammar
 from nbsgl.engine.grammar import TokenVocab
-from nbsgl.engine.grammar.cache import GrammarCache
 from nbsgl.engine.text import TextCodec
 from nbsgl.errors import BadGrammar, GrammarError, GrammarTooExpensive
 from nbsgl.protocol import GrammarSpec
@@ -183,11 +183,13 @@ def test_matchers_of_one_grammar_are_independent() -> None:
     assert allowed(two, 257) == {ord("a"), ord("c")}
 
 
-def test_vocabulary_without_a_needed_byte_is_an_error_of_the_run() -> None:
+def test_vocabulary_without_a_needed_byte_is_an_error() -> None:
     vocab = TokenVocab([b"a", b"b", None], eos_ids=[2])
     with pytest.raises(BadGrammar, match="no output can satisfy"):
         grammar.compile(regex("x"), vocab)
-    matcher = grammar.compile(regex("abx"), vocab).matcher()
+    with pytest.raises(BadGrammar, match="no tokens of the vocabulary spell"):
+        grammar.compile(regex("abx"), vocab)
+    matcher = grammar.compile(msgspec.structs.replace(regex("abx"), engine="llguidance"), vocab).matcher()
     assert matcher.advance(0)
     assert matcher.advance(1)
     with pytest.raises(GrammarError, match="no token of the vocabulary"):
@@ -307,29 +309,13 @@ def test_random_schemas_are_kept(vocabs: dict[str, TokenVocab], value: dict[str,
             assert is_odd or text == json.dumps(json.loads(text), ensure_ascii=False)
 
 
-KEYWORDS = [
-    *(
-        {"not": {}},
-        {"if": {}, "then": {}},
-        {"uniqueItems": True},
-        {"contains": {}},
-        {"propertyNames": {"maxLength": 1}},
-    ),
-    *({"dependentRequired": {"a": ["b"]}}, {"dependentSchemas": {"a": {}}}, {"unevaluatedProperties": False}),
-    *(
-        {"divisibleBy": 2},
-        {"disallow": "string"},
-        {"extends": {}},
-        {"dependencies": {"a": ["b"]}},
-        {"$dynamicRef": "#a"},
-    ),
-]
+KEYWORDS = [{"uniqueItems": True}, {"divisibleBy": 2}, {"disallow": "string"}, {"extends": {}}]
 
 
 @pytest.mark.parametrize("part", KEYWORDS, ids=lambda part: next(iter(part)))
 def test_unsupported_keyword_is_named_with_its_place(part: dict[str, Any]) -> None:
     keyword = next(iter(part))
-    with pytest.raises(BadGrammar, match="is not supported") as caught:
+    with pytest.raises(BadGrammar, match="supported") as caught:
         grammar.check(schema({"type": "object", "properties": {"not": {"type": "array"}, "x": {"items": part}}}))
     assert repr(keyword) in str(caught.value)
     assert caught.value.path == f"#/properties/x/items/{keyword}"
@@ -343,13 +329,13 @@ def test_unsupported_keyword_is_named_with_its_place(part: dict[str, Any]) -> No
         ("3", "#", "not int"),
         ("[]", "#", "not list"),
         ("false", "#", "no output can satisfy it"),
-        ('{"type": "bogus"}', "#", "Invalid type: bogus"),
+        ('{"type": "bogus"}', "#/type", "'bogus' is no type of JSON"),
         ('{"enum": []}', "#", "no output can satisfy it"),
         ('{"$ref": "http://x/y"}', "#/$ref", "only references inside"),
         ('{"$ref": "file:///etc/passwd"}', "#/$ref", "only references inside"),
-        ('{"$ref": "#/nowhere"}', "#", "does not exist"),
-        ('{"type": "string", "format": "idn-email"}', "#", "Unknown format: idn-email"),
-        ('{"type": "string", "pattern": "(?=a)"}', "#", "."),
+        ('{"$ref": "#/nowhere"}', "#/$ref", "leads to nothing"),
+        ('{"type": "string", "format": "idn-email"}', "#/format", "the format 'idn-email' is not supported"),
+        ('{"type": "string", "pattern": "\\\\1"}', "#/pattern", "."),
         ('{"items": ' * 200 + "{}" + "}" * 200, "#", "nested deeper than 128"),
         ("[" * 100_000, "#", "."),
         ('{"enum": [' + ", ".join(map(str, range(10_001))) + "]}", "#/enum", "10,001 values"),
@@ -400,21 +386,6 @@ def test_hostile_specs_end_soon(place: int) -> None:
 def test_nested_counts_are_too_expensive() -> None:
     with pytest.raises(GrammarTooExpensive, match="limit"):
         grammar.compile(regex("((a{1,999}){1,999}){1,999}"), BYTES)
-
-
-def test_cache_is_bounded_and_shared() -> None:
-    cache = GrammarCache(BYTES, capacity=3)
-    first = cache.get(regex("a0"))
-    assert cache.get(regex("a0")) is first
-    for i in range(1, 5):
-        cache.get(regex(f"a{i}"))
-    assert len(cache) == 3
-    assert cache.get(regex("a0")) is not first
-    assert (cache.hits, cache.misses) == (1, 6)
-    with pytest.raises(BadGrammar):
-        cache.get(regex("("))
-    assert len(cache) == 3
-    assert grammar.compile(regex("a0"), BYTES) is grammar.compile(regex("a0"), BYTES)
 
 
 def test_embedded_tokenizer_serves_grammars() -> None:

@@ -1,13 +1,34 @@
-"""Which texts a sampled run may become: a spec and a vocabulary in, token masks out."""
+"""Which texts a sampled run may become: a spec and a vocabulary in, token masks out.
+
+The register of the engines that hold grammars.  They never differ in language, only in cost: whatever has a syntax
+tree reaches each of them as that tree.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import importlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
 
 from nbsgl.engine.grammar.vocab import TokenVocab
+from nbsgl.errors import BadGrammar, ParameterError
 from nbsgl.protocol import GrammarSpec
 
-__all__ = ["CompiledGrammar", "GrammarSpec", "Matcher", "TokenVocab", "check", "compile"]
+if TYPE_CHECKING:
+    from nbsgl.engine.grammar.syntax import NotRegular, Syntax
+
+__all__ = [
+    "CompiledGrammar",
+    "Engine",
+    "GrammarSpec",
+    "HandOver",
+    "Matcher",
+    "TokenVocab",
+    "check",
+    "compile",
+    "engine_class",
+    "register_grammar",
+]
 
 
 class Matcher(Protocol):
@@ -51,8 +72,69 @@ class CompiledGrammar(Protocol):
         """A new sequence's place, at the start of the language."""
 
 
+class HandOver(Exception):
+    """An engine cannot hold this grammar though it is one; the message is the limit that was met."""
+
+
+class Engine(Protocol):
+    """One way to hold grammars, for one vocabulary."""
+
+    def __init__(self, vocab: TokenVocab) -> None: ...
+
+    @staticmethod
+    def source_of(spec: GrammarSpec, tree: Syntax | NotRegular) -> str:
+        """The spec in this engine's words; raises what it refuses, `Unsupported` if a package is missing."""
+
+    @staticmethod
+    def probe(spec: GrammarSpec, source: str) -> None:
+        """Do what may take too long, or end the process, in a compile: called in a helper, before `compile`."""
+
+    def compile(self, spec: GrammarSpec, source: str, notes: tuple[str, ...]) -> CompiledGrammar:
+        """Raises `BadGrammar`, `GrammarTooExpensive`, or `HandOver`.  `notes` are the grammar's `loosened`."""
+
+
+MAX_CHECKED = 64 << 10  # characters of a spec: milliseconds to read
+
+MODULES = {"fsm": "fsm_engine", "llguidance": "host", "xgrammar": "xgrammar", "outlines": "outlines"}
+_engines: dict[str, Callable[[], type[Engine]]] = {}
+
+
+def register_grammar(name: str) -> Callable[[Callable[[], type[Engine]]], Callable[[], type[Engine]]]:
+    """Decorator of a function that gives the engine's class, importing what it needs."""
+
+    def add(give: Callable[[], type[Engine]]) -> Callable[[], type[Engine]]:
+        _engines[name] = give
+        return give
+
+    return add
+
+
+def engine_class(name: str) -> type[Engine]:
+    """The engine of that name; `ParameterError` naming those there are."""
+    if name not in _engines and name in MODULES:
+        importlib.import_module(f"{__name__}.{MODULES[name]}")
+    if name not in _engines:
+        known = " | ".join(["'auto'", *(repr(one) for one in sorted(MODULES.keys() | _engines.keys()))])
+        raise ParameterError(name="engine", value=name, allowed=known)
+    return _engines[name]()
+
+
+def refuse_irregular(spec: GrammarSpec, tree: Syntax | NotRegular) -> Syntax:
+    """The tree; `BadGrammar` if there is none, for engines that hold nothing else."""
+    from nbsgl.engine.grammar.syntax import NotRegular
+
+    if isinstance(tree, NotRegular):
+        raise BadGrammar(
+            kind=spec.kind,
+            path="the whole grammar",
+            reason=f"engine={spec.engine!r} holds regular languages only, and this is none ({tree.reason})",
+            hint="Leave engine out.",
+        )
+    return tree
+
+
 def compile(spec: GrammarSpec, vocab: TokenVocab) -> CompiledGrammar:
-    """Compile a spec for a vocabulary, or find it among the vocabulary's last 256.
+    """Compile a spec for a vocabulary in this thread, or find it among the vocabulary's last 256.
 
     `BadGrammar` (`BadRegex` for a pattern) names the place and the reason, also where no output could satisfy the
     spec; `GrammarTooExpensive` names the limit.
@@ -61,7 +143,16 @@ def compile(spec: GrammarSpec, vocab: TokenVocab) -> CompiledGrammar:
 
 
 def check(spec: GrammarSpec) -> None:
-    """Raise what `compile` would, as far as it needs no vocabulary.  Milliseconds: for the door."""
-    from nbsgl.engine.grammar import host
+    """Raise what `compile` would, as far as it needs no vocabulary, in milliseconds: for the door.
 
-    host.check(spec)
+    Of what is longer than MAX_CHECKED only size and form are checked; the rest is left to a helper of the worker,
+    under its clock.
+    """
+    from nbsgl.engine.grammar.plans import plan_of, read_coarsely
+
+    if len(spec.text) > MAX_CHECKED:
+        read_coarsely(spec)
+        return
+    plan = plan_of(spec)
+    if spec.kind == "lark":  # the only language whose errors its engine knows and we do not
+        engine_class(plan.engine).probe(spec, plan.source)

@@ -22,8 +22,9 @@ class CompiledFsm:
 
     engine = "fsm"
 
-    def __init__(self, spec: GrammarSpec, tables: TokenTables) -> None:
-        self.spec = spec
+    def __init__(self, spec: GrammarSpec, tables: TokenTables, loosened: tuple[str, ...] = ()) -> None:
+        """`loosened`: what of a schema the language does not hold to."""
+        self.spec, self.loosened = spec, loosened
         self.tables = tables
         self.num_states = len(tables.next)
         self.table_bytes = tables.nbytes

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import re
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeVar
 
 import llguidance
 import numpy as np
 from numpy.typing import NDArray
 
-from nbsgl.engine.grammar import regex, schema
-from nbsgl.engine.grammar.rust import to_rust
-from nbsgl.engine.grammar.syntax import literal
+from nbsgl.engine.grammar import lark, register_grammar
+from nbsgl.engine.grammar.fsm_engine import unsatisfiable
+from nbsgl.engine.grammar.syntax import NOTHING, NotRegular, Syntax
 from nbsgl.engine.grammar.vocab import TokenVocab
 from nbsgl.errors import BadGrammar, BadRegex, GrammarError, GrammarTooExpensive
 from nbsgl.protocol import GrammarSpec
 
 Words = NDArray[np.uint32]
+Made = TypeVar("Made")
 
 # 2 kB a state: at most 100 MB a grammar.  Fuel: 50,000 a millisecond while compiling, 14,000 while masking.
 _LIMITS = {"initial_lexer_fuel": 5_000_000, "max_lexer_states": 50_000, "verbose_errors": False}
-_JSON_FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+DEEP_SOURCE = 16 << 10
+STACK_BYTES = 64 << 20
+_STACKS = threading.Lock()  # the size is the process's: none of another thread's may come between
 _DEAD_END = ("NoExtension", "NoExtensionBias")
 _TOO_MUCH = re.compile(r"too (many (?!digits)|complex|large|big)|fuel|limit|exceed", re.IGNORECASE)
-_UNKNOWN_KEYS = re.compile(r'Unimplemented keys: \["([^"]*)"')
 
 
 class HostTokenizer:
@@ -54,45 +59,69 @@ class HostTokenizer:
         return [self.vocab.byte_ids[byte] for byte in data if byte in self.vocab.byte_ids]
 
 
-def source_of(spec: GrammarSpec) -> tuple[str, dict[str, Any] | None]:
-    """The library's text for a spec, and the parsed schema if it is one; raises `GrammarError`'s children.
+class LlguidanceEngine:
+    """See `grammar.Engine`: everything, by llguidance."""
 
-    `no_forcing`: every token the language allows is in the mask, not only the canonical spelling of forced text.
-    """
-    before = to_rust(literal(spec.prefix)) if spec.prefix else ""
-    if spec.kind == "regex":
-        text = to_rust(regex.parse(spec.text))
-        return _lark(f"start: /(?:{before})(?:{text})/" if before else f"start: /{text}/"), None
-    parsed = schema.load(spec.text)
-    value = "%json " + json.dumps({**parsed, "x-guidance": _JSON_FORM})
-    return _lark(f"start: /{before}/ value\nvalue: {value}" if before else f"start: {value}"), parsed
+    def __init__(self, vocab: TokenVocab) -> None:
+        self.vocab = vocab
+
+    @cached_property
+    def tokenizer(self) -> HostTokenizer:
+        """Made at first need, which holds Python up for some tenths of a second at 128k tokens."""
+        return HostTokenizer(self.vocab)
+
+    @staticmethod
+    def source_of(spec: GrammarSpec, tree: Syntax | NotRegular) -> str:
+        if tree == NOTHING:
+            raise unsatisfiable(spec)
+        return lark.source_of(spec, tree)
+
+    @staticmethod
+    def probe(spec: GrammarSpec, source: str) -> None:
+        message = _with_stack(source, lambda: llguidance.LLMatcher.validate_grammar(source, limits=_limits()))
+        if message and not message.startswith("WARNING"):
+            raise _complaint(spec, message)
+
+    def compile(self, spec: GrammarSpec, source: str, notes: tuple[str, ...]) -> CompiledHostGrammar:
+        """Compile, and make sure that there is at least one output."""
+        handle = self.tokenizer.handle
+        start = _with_stack(source, lambda: llguidance.LLMatcher(handle, source, log_level=0, limits=_limits()))
+        if start.is_error():
+            raise _complaint(spec, start.get_error())
+        compiled = CompiledHostGrammar(spec, self.tokenizer, start, loosened=notes)
+        if not compiled.matcher().words().any():
+            raise unsatisfiable(spec)
+        return compiled
 
 
-def _lark(body: str) -> str:
-    text = '%llguidance {"no_forcing": true}\n' + body
-    return json.dumps({"grammars": [{"lark_grammar": text}]})
+def _with_stack(source: str, call: Callable[[], Made]) -> Made:
+    """Call it with the stack that the library takes for long grammars: a frame for each of 2,000 rules was too much
+    for 8 MiB, and 64 MiB were enough for 20,000."""
+    if len(source) < DEEP_SOURCE:
+        return call()
+    made: Future[Made] = Future()
+
+    def run() -> None:
+        try:
+            made.set_result(call())
+        except BaseException as error:
+            made.set_exception(error)
+
+    with _STACKS:
+        before = threading.stack_size(STACK_BYTES)
+        thread = threading.Thread(target=run, name="nbsgl-deep", daemon=True)
+        thread.start()
+        threading.stack_size(before)
+    return made.result()
 
 
-def check(spec: GrammarSpec) -> None:
-    """Raise what `compile_spec` would for a spec that is wrong whatever the vocabulary (milliseconds)."""
-    source, parsed = source_of(spec)
-    message = llguidance.LLMatcher.validate_grammar(source, limits=llguidance.LLParserLimits(**_LIMITS))
-    if message and not message.startswith("WARNING"):
-        raise _complaint(spec, message, parsed)
+def _limits() -> llguidance.LLParserLimits:
+    return llguidance.LLParserLimits(**_LIMITS)
 
 
-def compile_spec(spec: GrammarSpec, tokenizer: HostTokenizer) -> CompiledHostGrammar:
-    """Compile, and make sure that there is at least one output."""
-    source, parsed = source_of(spec)
-    limits = llguidance.LLParserLimits(**_LIMITS)
-    start = llguidance.LLMatcher(tokenizer.handle, source, log_level=0, limits=limits)
-    if start.is_error():
-        raise _complaint(spec, start.get_error(), parsed)
-    compiled = CompiledHostGrammar(spec=spec, tokenizer=tokenizer, start=start)
-    probe = compiled.matcher()
-    if not probe.words().any():
-        raise _unsatisfiable(spec)
-    return compiled
+@register_grammar("llguidance")
+def _give() -> type[LlguidanceEngine]:
+    return LlguidanceEngine
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +134,7 @@ class CompiledHostGrammar:
     engine: str = "llguidance"
     num_states: int | None = None  # made as they are met
     table_bytes: int = 0
+    loosened: tuple[str, ...] = ()  # what of a schema the language does not hold to
 
     def matcher(self) -> HostMatcher:
         """A new sequence's place, at the start of the language."""
@@ -210,32 +240,22 @@ class HostMatcher:
         return GrammarError(kind=spec.kind, path="this point of the output", reason=_first_line(message))
 
 
-def _complaint(spec: GrammarSpec, message: str, parsed: dict[str, Any] | None) -> GrammarError:
-    """The library's message as ours: what is too much, what no output satisfies, what is not supported and where."""
+def _complaint(spec: GrammarSpec, message: str) -> GrammarError:
+    """The library's message as ours: what is too much, what no output satisfies."""
     reason = _first_line(message)
     if "nsatisfiable" in reason:
-        return _unsatisfiable(spec, reason)
-    if parsed is not None and (match := _UNKNOWN_KEYS.search(message)):
-        pointer = schema.pointer_of(parsed, match[1])
-        return schema.bad(pointer, f"the keyword {match[1]!r} is not supported")
+        return unsatisfiable(spec, reason)
     if _TOO_MUCH.search(reason) or reason == "lexer error":
         return GrammarTooExpensive(
             kind=spec.kind, path="the whole grammar", limit=reason, hint="Simplify its largest part."
         )
     if spec.kind == "regex":
         return BadRegex(kind="regex", path="the pattern", reason=reason, pattern_text=spec.text)
-    return BadGrammar(kind=spec.kind, path="#", reason=reason)
-
-
-def _unsatisfiable(spec: GrammarSpec, detail: str = "") -> BadGrammar:
-    reason = "no output can satisfy it" + (f" ({detail})" if detail else "")
-    if spec.kind == "regex":
-        return BadRegex(kind="regex", path="the pattern", reason=reason, pattern_text=spec.text)
-    return BadGrammar(kind=spec.kind, path="#", reason=reason)
+    return BadGrammar(kind=spec.kind, path="the grammar", reason=reason)
 
 
 def _first_line(message: str) -> str:
     """What the library says, without the place in a text that the user never saw."""
     line = message.strip().splitlines()[0] if message.strip() else "refused without a reason"
     line = re.sub(r"^(at )?\d+\(\d+\): ", "", line)
-    return re.sub(r"^failed to compile JSON schema: ", "", line).rstrip(".")[:300]
+    return line.rstrip(".")[:300]

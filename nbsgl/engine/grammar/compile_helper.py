@@ -1,0 +1,112 @@
+"""The process in which grammars are compiled for their worker: what goes wrong in it, goes wrong in it alone.
+
+python -m nbsgl.engine.grammar.compile_helper PARENT      (its standard input is the socket to its owner)
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
+
+
+def main() -> int:
+    """Answer jobs until the owner is gone."""
+    from nbsgl.engine import spawn
+
+    spawn.tie_to_parent(int(sys.argv[1]))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.update(dict.fromkeys(THREADS, "1"))  # each thread of numpy's takes of the address space
+    from nbsgl.engine.grammar.helper import Answer, Channel, Job, Vocabulary
+    from nbsgl.engine.grammar.vocab import TokenVocab
+
+    channel = Channel(socket.socket(fileno=0))
+    try:
+        told = channel.receive(Vocabulary)
+        vocab = TokenVocab(told.tokens, told.eos_ids) if told.tokens else None
+        _import_all(vocab)
+        _limit_memory()
+        channel.send(Answer())
+        while True:
+            job = channel.receive(Job)
+            _limit_time(job.max_s)
+            answer, data = _answered(job, vocab)
+            channel.send(answer, data)
+    except EOFError:
+        return 0
+
+
+def _import_all(vocab: Any) -> None:
+    """What a job would wait for."""
+    from nbsgl.engine.grammar import fsm_engine, plans  # noqa: F401
+
+    if vocab is not None:
+        len(vocab.trie)
+    else:
+        from nbsgl.engine.grammar import host  # noqa: F401
+
+
+def _answered(job: Any, vocab: Any) -> tuple[Any, Any]:
+    """The answer, and the bytes of tables."""
+    from nbsgl import errors
+    from nbsgl.engine.grammar import HandOver
+    from nbsgl.engine.grammar.fsm_engine import FsmEngine
+    from nbsgl.engine.grammar.helper import MAX_MEMORY_BYTES, Answer
+
+    try:
+        if job.what == "plan":
+            return Answer(plan=_plan(job.spec)), b""
+        data = FsmEngine(vocab).tables(job.spec).to_bytes()
+        return Answer(size=len(data)), data
+    except HandOver as reason:
+        return Answer(limit=str(reason)), b""
+    except MemoryError:
+        return Answer(limit=f"{MAX_MEMORY_BYTES >> 30} GiB of memory"), b""
+    except Exception as error:  # whatever it is, it is the owner's to tell
+        return Answer(error=errors.encode(error)), b""
+
+
+def _plan(spec: Any) -> Any:
+    from nbsgl.engine.grammar import engine_class
+    from nbsgl.engine.grammar.plans import plan_of
+
+    plan = plan_of(spec)
+    engine_class(plan.engine).probe(spec, plan.source)
+    return plan
+
+
+def _limit_memory() -> None:
+    import resource
+
+    from nbsgl.engine.grammar.helper import MAX_MEMORY_BYTES
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    most = _address_space_bytes() + MAX_MEMORY_BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+
+def _limit_time(max_s: float) -> None:
+    """For the case that the owner, who has the clock, is held up himself."""
+    import resource
+
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    most = math.ceil(used.ru_utime + used.ru_stime + max_s + 1)
+    resource.setrlimit(resource.RLIMIT_CPU, (most, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+
+
+def _address_space_bytes() -> int:
+    """What the interpreter itself has mapped by now: it differs from machine to machine.  0 where nobody tells."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,218 @@
+"""Compiling beside the worker's loop: tables in a helper process, host grammars in threads, a stand-in meanwhile.
+
+    begin -> plan (a thread): which engine
+               fsm       -> the helper for tables: tables, or handed over to llguidance
+                         -> and a stand-in by llguidance, as its masks are the same
+               any other -> planned once more and probed in the second helper, then compiled here (a thread)
+             long specs  -> planned in the second helper
+
+The two helpers are two so that no grammar waits for another one's tables.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from nbsgl import errors
+from nbsgl.engine.grammar import MAX_CHECKED, CompiledGrammar, Engine, HandOver
+from nbsgl.engine.grammar.after import limited
+from nbsgl.engine.grammar.fsm import CompiledFsm
+from nbsgl.engine.grammar.helper import Helper, HelperDied, HelperTimedOut
+from nbsgl.engine.grammar.plans import GENERAL, Plan, plan_of, refuse_hand_over, too_expensive
+from nbsgl.engine.grammar.tags import refuse_special
+from nbsgl.engine.grammar.vocab import TokenVocab
+from nbsgl.errors import NbsglError
+from nbsgl.protocol import GrammarSpec
+
+logger = logging.getLogger("nbsgl")
+
+COMPILE_S = 5.0
+NOMINAL_BYTES = 256 << 10  # of a grammar whose size nobody tells
+NUM_PLANNERS = 2
+# The bytes that occur in UTF-8.  With a token for each, no state of a language is one that tokens cannot leave.
+_UTF8_BYTES = frozenset(range(0xC0)) | frozenset(range(0xC2, 0xF5))
+
+Made = TypeVar("Made")
+
+
+class Flight:
+    """One language on its way, and what came of it.  `ended` is called once, when that is known."""
+
+    def __init__(self, spec: GrammarSpec, ended: Callable[[Flight], None]) -> None:
+        self.spec = spec
+        self.done = threading.Event()
+        self.standin: CompiledGrammar | None = None
+        self.compile_ms = 0.0
+        self.num_bytes = 0
+        self.is_accident = False  # failed by no fault of its own: another try may do better
+        self.making = threading.Lock()  # held while a host's grammar is compiled
+        self._compiled: CompiledGrammar | None = None
+        self._error: Exception | None = None
+        self._ended = ended
+        self._begun = time.perf_counter()
+
+    def result(self) -> CompiledGrammar | None:
+        """The grammar, None as long as there is none; raises its error."""
+        if self._error is not None:
+            raise self._error.with_traceback(None)
+        return self._compiled
+
+    def finish(self, compiled: CompiledGrammar) -> None:
+        self.num_bytes = (compiled.table_bytes or NOMINAL_BYTES) + len(self.spec.text)
+        self._compiled = compiled
+        self._end()
+
+    def fail(self, error: Exception, is_accident: bool = False) -> None:
+        self.num_bytes = len(self.spec.text)
+        self._error, self.is_accident = error, is_accident
+        self._end()
+
+    def _end(self) -> None:
+        self.compile_ms = (time.perf_counter() - self._begun) * 1e3
+        self.done.set()
+        self._ended(self)
+
+
+class Lane:
+    """Threads that carry out what is put, in order; they never hold up the end of the process."""
+
+    def __init__(self, name: str, num_threads: int = 1) -> None:
+        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._num_threads = num_threads
+        for _ in range(num_threads):
+            threading.Thread(target=self._run, name=name, daemon=True).start()
+
+    def put(self, call: Callable[[], None]) -> None:
+        self._calls.put(call)
+
+    def close(self) -> None:
+        """The threads end when what was put is done."""
+        for _ in range(self._num_threads):
+            self._calls.put(None)
+
+    def _run(self) -> None:
+        while (call := self._calls.get()) is not None:
+            call()
+
+
+class Compiler:
+    """See the module.  `engine(name)` gives this vocabulary's engine of a name; `notify` says that a stand-in is there.
+
+    What helpers print goes to the file `log`.
+    """
+
+    def __init__(
+        self, vocab: TokenVocab, engine: Callable[[str], Engine], notify: Callable[[], None], log: Path | None
+    ) -> None:
+        self.vocab, self._engine, self._notify = vocab, engine, notify
+        self.num_accidents = 0  # compiles that a helper did not live to end, or that ran into its clock or memory
+        self.tables, self.prober = Helper(vocab, log), Helper(None, log)
+        self._plans = Lane("nbsgl-grammar", NUM_PLANNERS)
+        self._table_lane, self._probe_lane = Lane("nbsgl-tables"), Lane("nbsgl-probe")
+        self._can_stand_in = vocab.byte_ids.keys() >= _UTF8_BYTES
+
+    def warm_up(self) -> None:
+        """Start both helpers; returns at once."""
+        self._table_lane.put(self.tables.warm_up)
+        self._probe_lane.put(self.prober.warm_up)
+
+    def close(self) -> None:
+        """End the helpers; what is under way fails."""
+        for helper, lane in ((self.tables, self._table_lane), (self.prober, self._probe_lane)):
+            helper.close()
+            lane.put(helper.drop)
+            lane.close()
+        self._plans.close()
+
+    def begin(self, flight: Flight) -> None:
+        """Compile in other threads; returns at once."""
+        self._put(self._plans, flight, self._plan)
+
+    def _put(self, lane: Lane, flight: Flight, act: Callable[..., None], *more: Plan) -> None:
+        lane.put(lambda: self._guard(flight, lambda: act(flight, *more)))
+
+    def _guard(self, flight: Flight, act: Callable[[], None]) -> None:
+        """Whatever happens, whoever waits hears of it."""
+        try:
+            act()
+        except NbsglError as error:
+            flight.fail(error)
+        except Exception as error:
+            logger.exception("a grammar could not be compiled")
+            flight.fail(errors.decode(errors.encode(error)), is_accident=True)
+
+    def _plan(self, flight: Flight) -> None:
+        """Read the spec here if it is short, else in a helper."""
+        refuse_special(flight.spec, self.vocab)
+        if len(flight.spec.text) > MAX_CHECKED:
+            self._put(self._probe_lane, flight, self._probe)
+            return
+        plan = plan_of(flight.spec)
+        if plan.engine != "fsm":
+            self._put(self._probe_lane, flight, self._probe)
+            return
+        self._put(self._table_lane, flight, self._make_tables, plan)
+        if plan.source and self._can_stand_in:
+            self._stand_in(flight, plan)
+
+    def _probe(self, flight: Flight) -> None:
+        """In the second helper: the plan, and whether its engine can carry it out."""
+        try:
+            plan = self._tried_twice(lambda: self.prober.plan(flight.spec, COMPILE_S))
+        except HandOver as limit:
+            raise too_expensive(flight.spec, str(limit)) from None
+        except (HelperDied, HelperTimedOut) as accident:
+            self.num_accidents += 1
+            raise too_expensive(flight.spec, str(accident)) from None
+        if plan.engine == "fsm":
+            self._put(self._table_lane, flight, self._make_tables, plan)
+        else:
+            self._put(self._plans, flight, self._compile, plan)
+
+    def _make_tables(self, flight: Flight, plan: Plan) -> None:
+        try:
+            tables = self._tried_twice(lambda: self.tables.make_tables(flight.spec, COMPILE_S))
+        except (HandOver, HelperDied, HelperTimedOut) as limit:
+            self.num_accidents += not isinstance(limit, HandOver)
+            refuse_hand_over(flight.spec, plan, str(limit))
+            logger.info("a grammar goes to %s: past the limit of tables, %s", GENERAL, limit)
+            self._put(self._plans, flight, self._hand_over, plan)
+        else:
+            flight.finish(limited(CompiledFsm(flight.spec, tables, plan.notes), self.vocab))
+
+    def _hand_over(self, flight: Flight, plan: Plan) -> None:
+        flight.finish(self._general(flight, plan))
+
+    def _stand_in(self, flight: Flight, plan: Plan) -> None:
+        """Its failure is none of the flight: the tables have the last word on what is wrong with a spec."""
+        try:
+            self._general(flight, plan)
+        except NbsglError:
+            return
+        self._notify()
+
+    def _general(self, flight: Flight, plan: Plan) -> CompiledGrammar:
+        """The flight's grammar by the general engine, compiled once."""
+        with flight.making:
+            if flight.standin is None:
+                compiled = self._engine(GENERAL).compile(flight.spec, plan.source, plan.notes)
+                flight.standin = limited(compiled, self.vocab)
+            return flight.standin
+
+    def _compile(self, flight: Flight, plan: Plan) -> None:
+        compiled = self._engine(plan.engine).compile(flight.spec, plan.source, plan.notes)
+        flight.finish(limited(compiled, self.vocab))
+
+    def _tried_twice(self, act: Callable[[], Made]) -> Made:
+        """Once more in a new helper if the first one died: that may have had reasons outside."""
+        try:
+            return act()
+        except HelperDied as death:
+            logger.warning("a grammar's helper died (%s); trying once more", death)
+            return act()

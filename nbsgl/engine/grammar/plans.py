@@ -1,0 +1,92 @@
+"""What is to be done for a spec: which engine holds it, and in what words.  Needs no vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from nbsgl import structural_tags
+from nbsgl.engine.grammar import CompiledGrammar, Engine, HandOver, ebnf, engine_class, lark, schema
+from nbsgl.engine.grammar.after import limited
+from nbsgl.engine.grammar.syntax import NotRegular, Syntax
+from nbsgl.engine.grammar.tags import refuse_special
+from nbsgl.engine.grammar.trees import notes_of, tree_of
+from nbsgl.engine.grammar.vocab import TokenVocab
+from nbsgl.errors import GrammarError, GrammarTooExpensive
+from nbsgl.protocol import GrammarSpec
+
+GENERAL = "llguidance"  # takes what the tables cannot, and stands in for them
+
+
+class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`source` is the spec in its engine's words; of tables in llguidance's, "" where it may not be put in those.
+
+    `notes`: what of a schema the language does not hold to.
+    """
+
+    engine: str
+    source: str
+    notes: tuple[str, ...] = ()
+
+
+def plan_of(spec: GrammarSpec) -> Plan:
+    """Read a spec; raises `GrammarError`'s children for what is no grammar, or refused by the engine asked for."""
+    tree = tree_of(spec)
+    name = engine_of(spec, tree)
+    source = engine_class(name).source_of(spec, tree)
+    if name == "fsm" and spec.engine == "auto":
+        source = _general_source(spec, tree)
+    return Plan(name, source, notes_of(spec))
+
+
+def read_coarsely(spec: GrammarSpec) -> None:
+    """Raise what is seen of a long spec at once: that it is too long, or no JSON where it should be."""
+    match spec.kind:
+        case "json_schema":
+            schema.parse(spec.text)
+        case "tags":
+            structural_tags.decode(spec.text)
+        case "ebnf":
+            if len(spec.text) > ebnf.MAX_BYTES:
+                ebnf.parse(spec.text)
+        case "lark":
+            lark.check_lark(spec.text)
+        case _:
+            tree_of(spec)
+
+
+def engine_of(spec: GrammarSpec, tree: Syntax | NotRegular) -> str:
+    """The first engine that takes the spec: tables for what is regular, as far as they fit, else llguidance."""
+    if spec.engine != "auto":
+        return spec.engine
+    return GENERAL if isinstance(tree, NotRegular) else "fsm"
+
+
+def _general_source(spec: GrammarSpec, tree: Syntax | NotRegular) -> str:
+    try:
+        return engine_class(GENERAL).source_of(spec, tree)
+    except GrammarError:  # too long in print
+        return ""
+
+
+def compile_here(spec: GrammarSpec, vocab: TokenVocab, engine: Callable[[str], Engine]) -> CompiledGrammar:
+    """Compile in this thread, whatever it takes; `engine(name)` gives the vocabulary's engine of a name."""
+    refuse_special(spec, vocab)
+    plan = plan_of(spec)
+    try:
+        compiled = engine(plan.engine).compile(spec, plan.source, plan.notes)
+    except HandOver as reason:
+        refuse_hand_over(spec, plan, str(reason))
+        compiled = engine(GENERAL).compile(spec, plan.source, plan.notes)
+    return limited(compiled, vocab)
+
+
+def refuse_hand_over(spec: GrammarSpec, plan: Plan, limit: str) -> None:
+    """`GrammarTooExpensive` where no other engine may take what met a limit."""
+    if not plan.source:
+        raise too_expensive(spec, limit)
+
+
+def too_expensive(spec: GrammarSpec, limit: str) -> GrammarTooExpensive:
+    return GrammarTooExpensive(kind=spec.kind, path="the whole grammar", limit=limit, hint="Simplify its largest part.")

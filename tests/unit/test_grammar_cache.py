@@ -1,0 +1,399 @@
+"""Grammars compiled beside the loop: one flight per language, stand-ins with the same masks, helpers that may die."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+import msgspec
+import numpy as np
+import psutil
+import pytest
+
+from nbsgl.engine import grammar
+from nbsgl.engine.grammar import TokenVocab, compiler, helper
+from nbsgl.engine.grammar.cache import GrammarCache, Pending
+from nbsgl.errors import BadGrammar, BadRegex, GrammarError, GrammarTooExpensive, ParameterError
+from nbsgl.protocol import GrammarSpec
+
+BYTES = [bytes([byte]) for byte in range(256)]
+WORDS = ["ab", "abc", "aa", '"a', '": ', "12", "é", "the ", " quick", "yes", "no", "\r\n", "🙂", "{", '{"']
+VOCAB = TokenVocab([*BYTES, *(word.encode() for word in WORDS), None, None], eos_ids=[271, 272])
+WAIT_S = 20.0
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[GrammarCache]:
+    cache = GrammarCache(VOCAB)
+    yield cache
+    cache.close()
+
+
+@pytest.fixture
+def cache() -> Iterator[GrammarCache]:
+    cache = GrammarCache(VOCAB)
+    yield cache
+    cache.close()
+
+
+def regex(text: str, **options: object) -> GrammarSpec:
+    return GrammarSpec(kind="regex", text=text, **options)  # type: ignore[arg-type]
+
+
+def until(condition: object, timeout_s: float = 10.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.005)
+
+
+def error_of(pending: Pending) -> Exception:
+    with pytest.raises(GrammarError) as caught:
+        pending.wait(WAIT_S)
+    return caught.value
+
+
+# ---- the cache -----------------------------------------------------------------------------------------------------
+
+
+def test_specs_of_one_language_compile_once(cache: GrammarCache) -> None:
+    """However a run goes on, and whoever asks while it is on its way."""
+    specs = [regex("[ab]{3}"), regex("[ab]{3}", jump="off"), regex("[ab]{3}", on_limit="fit"), regex("[ab]{3}")]
+    pending = [cache.request(spec) for spec in specs for _ in range(8)]
+    found = {id(one.wait(WAIT_S)) for one in pending}
+    assert len(found) == 1
+    assert (cache.misses, cache.hits) == (1, 31)
+    assert pending[0].compile_ms > 0
+    late = cache.request(specs[0])
+    assert late.cached
+    assert late.compile_ms == 0.0
+    assert late.ready() is pending[0].ready()
+
+
+def test_asking_for_what_is_there_takes_less_than_100_us(shared: GrammarCache) -> None:
+    spec = regex("ab*")
+    shared.request(spec).wait(WAIT_S)
+    times = []
+    for _ in range(50):
+        begin = time.perf_counter()
+        assert shared.request(spec).ready() is not None
+        times.append(time.perf_counter() - begin)
+    assert sorted(times)[25] < 100e-6
+
+
+def test_least_recently_used_goes_first_and_bytes_are_counted() -> None:
+    cache = GrammarCache(VOCAB, max_grammars=3)
+    first = cache.get(regex("a0"))
+    for i in range(1, 3):
+        cache.get(regex(f"a{i}"))
+    assert cache.get(regex("a0")) is first
+    cache.get(regex("a3"))
+    assert cache.get(regex("a0")) is first
+    assert len(cache) == 3
+    assert (cache.hits, cache.misses) == (2, 4)
+    assert cache.num_bytes == sum(cache.get(regex(f"a{i}")).table_bytes + 2 for i in (0, 2, 3))
+
+
+def test_tables_are_kept_up_to_a_number_of_bytes() -> None:
+    one = GrammarCache(VOCAB).get(regex("a0")).table_bytes
+    cache = GrammarCache(VOCAB, max_bytes=3 * one)
+    for i in range(6):
+        cache.get(regex(f"a{i}"))
+    assert len(cache) == 2
+    assert cache.num_bytes <= 3 * one
+    alone = GrammarCache(VOCAB, max_bytes=1)
+    assert alone.get(regex("a")) is alone.get(regex("a"))  # the one in use stays, whatever its size
+
+
+def test_refusals_are_remembered_and_raised_again(shared: GrammarCache) -> None:
+    before = shared.misses
+    for _ in range(3):
+        assert isinstance(error_of(shared.request(regex("("))), BadRegex)
+    assert shared.misses == before + 1
+    with pytest.raises(BadGrammar):
+        shared.get(regex("("))
+
+
+def test_notify_tells_of_stand_ins_and_of_results() -> None:
+    told = threading.Semaphore(0)
+    cache = GrammarCache(VOCAB, notify=told.release)
+    try:
+        pending = cache.request(regex("(ab)*"))
+        while pending.ready() is None:
+            assert told.acquire(timeout=WAIT_S)
+    finally:
+        cache.close()
+
+
+# ---- which engine --------------------------------------------------------------------------------------------------
+
+RECURSIVE = 'root ::= "(" root ")" | "a"'
+
+
+@pytest.mark.parametrize(
+    ("spec", "engine"),
+    [
+        (regex("a{1,20}"), "fsm"),
+        (regex("a{1,20}", engine="llguidance"), "llguidance"),
+        (regex("[ab]*a[ab]{14}"), "llguidance"),  # 2 ** 15 states
+        (regex("x", prefix="ab", after="</think>"), "fsm"),
+        (regex("x", after="</think>", max_think_tokens=9), "fsm"),
+        (GrammarSpec(kind="choices", text='["yes", "no", "é"]'), "fsm"),
+        (GrammarSpec(kind="ebnf", text='root ::= "a" [0-9]+'), "fsm"),
+        (GrammarSpec(kind="ebnf", text=RECURSIVE), "llguidance"),
+        (GrammarSpec(kind="ebnf", text=RECURSIVE, prefix="ab", after="yes"), "llguidance"),
+        (GrammarSpec(kind="lark", text='start: "a" x+\nx: /[0-9]/'), "llguidance"),
+        (GrammarSpec(kind="json", text=""), "llguidance"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else f"{value.kind} {value.text[:12]}",
+)
+def test_engine_is_chosen_by_class_and_can_be_named(shared: GrammarCache, spec: GrammarSpec, engine: str) -> None:
+    assert shared.request(spec).wait(WAIT_S).engine == engine
+    assert grammar.compile(spec, VOCAB).engine == engine
+
+
+def test_tables_asked_for_by_name_are_an_error_where_there_are_none(shared: GrammarCache) -> None:
+    with pytest.raises(BadGrammar, match="holds regular languages only"):
+        grammar.check(GrammarSpec(kind="ebnf", text=RECURSIVE, engine="fsm"))
+    error = error_of(shared.request(regex("[ab]*a[ab]{14}", engine="fsm")))
+    assert isinstance(error, GrammarTooExpensive)
+    assert "4,096 states" in str(error)
+
+
+def test_an_unknown_engine_is_named_with_those_there_are() -> None:
+    with pytest.raises(ParameterError, match="'fsm' | 'llguidance'"):
+        grammar.engine_class("ours")
+
+
+def test_special_tokens_in_marks_are_refused() -> None:
+    vocab = TokenVocab([*BYTES, None, None], [256], {257: "</think>"})
+    with pytest.raises(BadGrammar, match="special token"):
+        grammar.compile(regex("a", after="</think>"), vocab)
+
+
+# ---- one language, whatever the engine -----------------------------------------------------------------------------
+
+HOST_SPECS = [
+    (GrammarSpec(kind="ebnf", text=RECURSIVE), ["a", "((a))"], ["", "(a", "a)", "()"]),
+    (GrammarSpec(kind="ebnf", text=RECURSIVE, prefix="no"), ["noa", "no(a)"], ["a", "n(a)"]),
+    (GrammarSpec(kind="ebnf", text=RECURSIVE, after="b."), ["b.a", "xb. \n(a)", "bb.a"], ["a", "b.b.a", "b. b"]),
+    (GrammarSpec(kind="lark", text='start: "a" x+\nx: /[0-9]/ | "(" x ")"'), ["a1", "a(2)3"], ["a", "1"]),
+    (GrammarSpec(kind="lark", text='start: "a" x\nx: /[0-9]/', prefix=">", after="."), [">x. a1"], ["a1", ">a1"]),
+    (GrammarSpec(kind="json", text=""), ['{"a": [1, null]}', "[]", "1.5"], ["{'a': 1}", "[1,2]", "nul"]),
+    (GrammarSpec(kind="json", text="", whitespace="compact"), ['{"a":[1,2]}'], ['{"a": 1}']),
+    (GrammarSpec(kind="json", text="", whitespace="flexible"), ['{"a":[1,  2]}', '{"a": 1}'], ["{a: 1}"]),
+    (GrammarSpec(kind="json", text="", after="</t>"), ["x</t>\n[1, 2]"], ["[1, 2]"]),
+]
+
+
+def takes(spec: GrammarSpec, text: str) -> bool:
+    matcher = grammar.compile(spec, VOCAB).matcher()
+    return all(matcher.advance(byte) for byte in text.encode()) and matcher.is_accepting()
+
+
+@pytest.mark.parametrize(("spec", "good", "bad"), HOST_SPECS, ids=lambda value: getattr(value, "kind", None))
+def test_languages_of_llguidance_s_own(spec: GrammarSpec, good: list[str], bad: list[str]) -> None:
+    assert [text for text in good if not takes(spec, text)] == []
+    assert [text for text in bad if takes(spec, text)] == []
+
+
+def tags(inner_kind: str, inner: str, **options: bool) -> GrammarSpec:
+    tag = {"begin": "<f=g>", "kind": inner_kind, "text": inner, "end": "</f>", "trigger": "<f="}
+    other = {"begin": "<f=h>", "kind": "regex", "text": "[0-9]*", "end": "</f>", "trigger": "<f="}
+    return GrammarSpec(kind="tags", text=json.dumps({"tags": [tag, other], **options}))
+
+
+@pytest.mark.parametrize("options", [{}, {"at_least_one": True}, {"stop_after_first": True}, {"free_text": False}])
+def test_tags_by_llguidance_are_the_language_of_the_tree(options: dict[str, bool]) -> None:
+    """The same texts with a recursive inner grammar, which no tree has, and with one that a tree has."""
+    regular = tags("regex", "a|\\(a\\)", **options)
+    recursive = tags("ebnf", RECURSIVE, **options)
+    assert grammar.compile(regular, VOCAB).engine == "fsm"
+    assert grammar.compile(recursive, VOCAB).engine == "llguidance"
+    texts = ["", "x", "<f=g>a</f>", "x<f=g>(a)</f>y", "<f=h>12</f>", "<f=g>a</f><f=h></f>", "<f=x", "<f", "x<f=g>a"]
+    texts += ["<<f=h>1</f>", "<f=g>b</f>", "x<f=h>1</f><f=g>a</f> z", "<f=h>1</f><"]
+    assert [takes(recursive, text) for text in texts] == [takes(regular, text) for text in texts]
+
+
+def test_a_user_s_lark_keeps_its_names_and_forces_nothing() -> None:
+    spec = GrammarSpec(kind="lark", text='start: value\nvalue: "abc" head\nhead: /[0-9]/', prefix="the ")
+    matcher = grammar.compile(spec, VOCAB).matcher()
+    assert all(matcher.advance(byte) for byte in b"the ")
+    words = mask(matcher)
+    assert {VOCAB.tokens[token] for token in words} == {b"a", b"ab", b"abc"}
+
+
+def mask(matcher: grammar.Matcher) -> set[int]:
+    row = np.zeros((len(VOCAB) + 31) // 32, np.uint32)
+    matcher.fill_mask(row)
+    return set(np.flatnonzero(np.unpackbits(row.view(np.uint8), bitorder="little")).tolist())
+
+
+REGULAR = [
+    regex(r"(ab|a)*c?"),
+    regex(r'"[^"\\]{0,6}": \d+(\.\d+)?'),
+    regex(r"[\w ]{2,5}", prefix="the "),
+    regex("yes|no", after="</t>"),
+    regex("", prefix="é"),
+    GrammarSpec(kind="choices", text='["yes", "no", "no quick", ""]'),
+    GrammarSpec(kind="ebnf", text='root ::= "aa" ("b" | [^x\\n])* "12"'),
+    tags("regex", "a+"),
+]
+
+
+@pytest.mark.parametrize("spec", REGULAR, ids=lambda spec: f"{spec.kind} {spec.text[:12]}")
+def test_stand_ins_have_the_tables_masks_bit_for_bit(cache: GrammarCache, spec: GrammarSpec) -> None:
+    pending = cache.request(spec)
+    until(lambda: pending.standin() is not None)
+    tables, standin, rng = pending.wait(WAIT_S), pending.standin(), np.random.default_rng(7)
+    assert (tables.engine, standin.engine) == ("fsm", "llguidance")
+    for _ in range(6):
+        one, other = tables.matcher(), standin.matcher()
+        for _ in range(14):
+            tokens = mask(one)
+            assert tokens == mask(other)
+            assert (one.is_accepting(), one.is_finished()) == (other.is_accepting(), other.is_finished())
+            token = int(rng.choice(sorted(tokens)))
+            if token in VOCAB.eos_ids:
+                break
+            assert one.advance(token)
+            assert other.advance(token)
+
+
+def test_no_stand_in_where_the_vocabulary_cannot_spell_every_byte() -> None:
+    """Tables know by tokens where a text cannot be ended; llguidance finds out on the way."""
+    cache = GrammarCache(TokenVocab([b"a", b"b", None], eos_ids=[2]))
+    try:
+        pending = cache.request(regex("a|bx"))
+        assert pending.wait(WAIT_S).engine == "fsm"
+        assert pending.standin() is None
+    finally:
+        cache.close()
+
+
+# ---- helpers -------------------------------------------------------------------------------------------------------
+
+STUCK = """
+import sys
+from nbsgl.engine.grammar import compile_helper, fsm_engine
+def tables(self, spec):
+    {act}
+    return found(self, spec)
+found, fsm_engine.FsmEngine.tables = fsm_engine.FsmEngine.tables, tables
+sys.exit(compile_helper.main())
+"""
+
+
+@pytest.fixture
+def acts(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> object:
+    """Helpers that do something before they make tables."""
+
+    def set_up(act: str) -> None:
+        code = STUCK.format(act=act)
+        monkeypatch.setattr(
+            helper.spawn, "python", lambda module, *args: [helper.spawn.sys.executable, "-c", code, *args]
+        )
+
+    return set_up
+
+
+def test_helper_that_dies_is_replaced_and_the_job_done(cache: GrammarCache) -> None:
+    assert cache.request(regex("a")).wait(WAIT_S).engine == "fsm"
+    pid = cache.compiler.tables.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: not psutil.pid_exists(pid))  # reaped
+    assert cache.request(regex("b")).wait(WAIT_S).engine == "fsm"
+    assert cache.compiler.tables.pid not in (None, pid)
+    assert cache.compiler.num_accidents == 0
+
+
+def test_helper_killed_at_work_is_tried_once_more_then_llguidance_serves(cache: GrammarCache, acts: object) -> None:
+    acts("import os; os.kill(os.getpid(), 9)")  # type: ignore[operator]
+    assert cache.request(regex("a+")).wait(WAIT_S).engine == "llguidance"
+    assert cache.compiler.num_accidents == 1
+    error = error_of(cache.request(regex("a+", engine="fsm")))
+    assert isinstance(error, GrammarTooExpensive)
+    assert "signal 9" in str(error)
+
+
+def test_helper_out_of_time_is_killed(cache: GrammarCache, acts: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "COMPILE_S", 0.3)
+    acts("while True: pass")  # type: ignore[operator]
+    begin = time.monotonic()
+    pending = cache.request(regex("a+"))
+    until(lambda: cache.compiler.tables.pid is not None)
+    pid = cache.compiler.tables.pid
+    assert pending.wait(WAIT_S).engine == "llguidance"
+    error = error_of(cache.request(regex("a+", engine="fsm")))
+    assert isinstance(error, GrammarTooExpensive)
+    assert "0.3 s of compiling" in str(error)
+    until(lambda: not psutil.pid_exists(pid))
+    assert time.monotonic() - begin < 10
+
+
+def test_helper_out_of_memory_says_so_and_goes_on(cache: GrammarCache, acts: object) -> None:
+    acts("len(spec.text) > 3 and bytearray(2 << 30)")  # type: ignore[operator]
+    error = error_of(cache.request(regex("a{1,9}", engine="fsm")))
+    assert isinstance(error, GrammarTooExpensive)
+    assert "1 GiB of memory" in str(error)
+    pid = cache.compiler.tables.pid
+    assert cache.request(regex("a+")).wait(WAIT_S).engine == "fsm"
+    assert cache.compiler.tables.pid == pid
+
+
+def test_helpers_end_with_their_cache(cache: GrammarCache) -> None:
+    cache.request(regex("a")).wait(WAIT_S)
+    cache.request(GrammarSpec(kind="json", text="")).wait(WAIT_S)
+    pids = [cache.compiler.tables.pid, cache.compiler.prober.pid]
+    cache.close()
+    until(lambda: not any(psutil.pid_exists(pid) for pid in pids if pid))
+
+
+# ---- hostile specs -------------------------------------------------------------------------------------------------
+
+WIDE = {"properties": {f"property {i}": {"type": "string", "maxLength": i} for i in range(9000)}}
+DEEP = {"type": "integer"}
+for _ in range(500):
+    DEEP = {"type": "array", "items": DEEP}
+HOSTILE = {
+    "nested counts": regex("(a{1,1000}){1,1000}"),
+    "subset explosion": regex("(a|b)*a(a|b){30}"),
+    "counted words": regex(r"(\w+\s*)*\w{99}"),
+    "10,000 choices": GrammarSpec(kind="choices", text=json.dumps([f"choice {i * 7919}" for i in range(10_000)])),
+    "1 MB schema": GrammarSpec(kind="json_schema", text=json.dumps(WIDE)),
+    "500 deep": GrammarSpec(kind="json_schema", text=json.dumps(DEEP)),
+    "deep parentheses": regex("(" * 500 + "a" + ")" * 500),
+    "deep ebnf": GrammarSpec(kind="ebnf", text="root ::= " + "(" * 500 + '"a"' + ")" * 500),
+    "deep lark": GrammarSpec(kind="lark", text="start: " + "(" * 5000 + '"a"' + ")" * 5000),
+    "long lark": GrammarSpec(kind="lark", text="start: " + " | ".join(f'"a{i}" start' for i in range(9000))),
+    "ebnf that doubles": GrammarSpec(
+        kind="ebnf",
+        text="root ::= r0\n" + "\n".join(f"r{i} ::= r{i + 1} r{i + 1}" for i in range(90)) + '\nr90 ::= "a"',
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_grammars(shared: GrammarCache, name: str) -> None:
+    begin = time.monotonic()
+    try:
+        matcher = shared.request(HOSTILE[name]).wait(WAIT_S).matcher()
+        assert mask(matcher)
+    except GrammarError:
+        pass
+    assert time.monotonic() - begin < 6
+    assert shared.request(regex("after " + name)).wait(WAIT_S).engine == "fsm"
+
+
+def test_door_refuses_in_milliseconds_what_needs_no_vocabulary() -> None:
+    for name in ("nested counts", "500 deep", "deep parentheses", "deep ebnf", "deep lark"):
+        begin = time.monotonic()
+        with pytest.raises(GrammarError):
+            grammar.check(HOSTILE[name])
+        assert time.monotonic() - begin < 0.5
+    grammar.check(msgspec.structs.replace(regex("a"), engine="llguidance"))
