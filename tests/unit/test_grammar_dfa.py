@@ -198,6 +198,14 @@ def test_the_empty_language_is_start_alone(tree: Syntax) -> None:
         algebra.sample(dfa, Random(0))
 
 
+def test_an_empty_intersection_inside_leaves_no_state_that_leads_nowhere() -> None:
+    nothing = both([parse("a+"), parse("b+")])
+    assert build(concat([parse("q"), nothing])).is_empty
+    dfa = build(either([concat([parse("q"), nothing]), parse("qx")]))
+    assert algebra.equal(dfa, build(parse("qx")))
+    assert dfa.num_states == build(parse("qx")).num_states
+
+
 # ---- size and work ---------------------------------------------------------------------------------------------------
 
 AB = parse("[ab]")

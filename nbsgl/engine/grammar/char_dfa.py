@@ -163,7 +163,7 @@ class _Machine:
             for part in args[1:]:
                 found = minimise(_trim(product(found, self.minimal(part), _both, self.budget)))
             return found
-        return minimise(self.subsets(self.node(term, END_NODE)))
+        return minimise(_trim(self.subsets(self.node(term, END_NODE))))  # an empty intersection inside leads nowhere
 
     def node(self, head: int, tail: int) -> int:
         key = (head, tail)
