@@ -32,12 +32,12 @@ from nbsgl.engine.grammar.json.texts import Texts
 from nbsgl.engine.grammar.syntax import NOTHING, Both, Not, Syntax, either, literal, post_order
 from nbsgl.errors import GrammarTooExpensive
 
-MAX_RULES = 20_000
+MAX_RULES = 50_000
 MAX_VALUES = 10  # different items of an array with `uniqueItems`
 
 
 class NotRegular(Exception):
-    """A schema has no tree: something in it is recursive.  `pointer`: where; `reason`: what."""
+    """A schema has no tree: something in it is recursive, or it is too wide.  `pointer`: where; `reason`: what."""
 
     def __init__(self, pointer: str, reason: str) -> None:
         super().__init__(f"{pointer}: {reason}")
@@ -91,6 +91,8 @@ class SchemaGrammar:
         except Recursive as error:
             reason = "values here may hold values like themselves (close open objects and arrays to make it regular)"
             raise NotRegular(f"#{error.pointer}", reason) from None
+        except TooWide as error:
+            raise NotRegular("#", str(error)) from None
 
     def lark(self, name: str = "start") -> list[str]:
         """Lines of llguidance's Lark: the rule `name`, and others whose names begin so."""

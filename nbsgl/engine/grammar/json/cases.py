@@ -7,7 +7,8 @@ says nothing about the types that it does not restrict.  What is inside objects 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from nbsgl.engine.grammar.json.numbers import Numbers
 from nbsgl.engine.grammar.json.strings import Strings, least
@@ -125,27 +126,33 @@ class Arrays:
         return all_of(*(items.at(place) for items in self.items))
 
 
+NO_OBJECTS, NO_ARRAYS, NO_STRINGS, NO_NUMBERS = Objects(), Arrays(), Strings(), Numbers()
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
     """Types a value may be of, and for each what it must satisfy then."""
 
     types: frozenset[str] = TYPES
     booleans: frozenset[bool] = frozenset({False, True})
-    number: Numbers = field(default_factory=Numbers)
-    string: Strings = field(default_factory=Strings)
-    array: Arrays = field(default_factory=Arrays)
-    object: Objects = field(default_factory=Objects)
+    number: Numbers = NO_NUMBERS
+    string: Strings = NO_STRINGS
+    array: Arrays = NO_ARRAYS
+    object: Objects = NO_OBJECTS
 
     def both(self, other: Case) -> Case | None:
         """What both say; None if no value satisfies it."""
+        types = self.types & other.types
+        if not types:
+            return None
         return settled(
             Case(
-                self.types & other.types,
+                types,
                 self.booleans & other.booleans,
-                self.number.both(other.number),
-                self.string.both(other.string),
-                self.array.both(other.array),
-                self.object.both(other.object),
+                _merged(self.number, other.number, NO_NUMBERS) if "number" in types else NO_NUMBERS,
+                _merged(self.string, other.string, NO_STRINGS) if "string" in types else NO_STRINGS,
+                _merged(self.array, other.array, NO_ARRAYS) if "array" in types else NO_ARRAYS,
+                _merged(self.object, other.object, NO_OBJECTS) if "object" in types else NO_OBJECTS,
             )
         )
 
@@ -163,7 +170,11 @@ class Case:
         )
 
 
-NO_OBJECTS, NO_ARRAYS, NO_STRINGS, NO_NUMBERS = Objects(), Arrays(), Strings(), Numbers()
+Says = TypeVar("Says", Numbers, Strings, Arrays, Objects)
+
+
+def _merged(a: Says, b: Says, nothing: Says) -> Says:
+    return a if b is nothing or a is b else b if a is nothing else a.both(b)
 
 
 def settled(case: Case) -> Case | None:

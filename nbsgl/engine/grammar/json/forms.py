@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from nbsgl.engine.grammar import rust
+from nbsgl.engine.grammar.json.machine import TooWide
 from nbsgl.engine.grammar.syntax import Syntax, concat, either, repeat
 
 
@@ -91,6 +92,9 @@ class Recursive(Exception):
         self.pointer = pointer
 
 
+MAX_RULES = 10_000  # put into one tree; an automaton of so many would be past every limit
+
+
 class Rules:
     """`bodies[n]` of rule n, and the schema's pointer it is for."""
 
@@ -107,16 +111,19 @@ class Rules:
         """Take out what can never end: rules without any text, and what needs them."""
         productive = [False] * len(self.bodies)
         is_new = True
+        forward, backward = range(len(self.bodies)), range(len(self.bodies) - 1, -1, -1)
         while is_new:
             is_new = False
-            for number in reversed(range(len(self.bodies))):
+            for number in (*forward, *backward):
                 if not productive[number] and _has_text(self.bodies[number], productive):
                     productive[number] = is_new = True
         for number, body in enumerate(self.bodies):
             self.bodies[number] = _kept(body, productive)
 
     def tree(self, start: Rule) -> Syntax:
-        """All rules put into one tree, which shares what they share; raises `Recursive`."""
+        """All rules put into one tree, which shares what they share; raises `Recursive`, `TooWide`."""
+        if len(self.bodies) > MAX_RULES:
+            raise TooWide(f"more than {MAX_RULES:,} rules")
         trees: dict[int, Syntax] = {}
         open_rules: set[int] = set()
         stack = [start.number]

@@ -14,7 +14,7 @@ from nbsgl.engine.grammar import dfa
 from nbsgl.engine.grammar.json.cases import NEVER, Conj, Members, Objects, Some, all_of
 from nbsgl.engine.grammar.json.forms import EMPTY, NO_TEXT, Form, Lexeme, Rule, choice, sequence, times
 from nbsgl.engine.grammar.json.keywords import Unsupported
-from nbsgl.engine.grammar.json.solver import named
+from nbsgl.engine.grammar.json.solver import Named
 from nbsgl.engine.grammar.json.strings import matches
 from nbsgl.engine.grammar.syntax import Syntax, both, either, literal, negate
 
@@ -69,10 +69,12 @@ class _Object:
     def __init__(self, maker: Any, objects: Objects, other: Some | None, pointer: str) -> None:
         self.maker, self.objects, self.pointer = maker, objects, pointer
         self.comma = maker.texts.comma
-        self.named = [(name, self._allowed(named(objects, name))) for name in _names(objects)]
+        says = Named(objects)
+        self.named = [(name, self._allowed(says.value(name))) for name in _names(objects)]
         self.given = either(literal(name) for name, _ in self.named)
         self.members = [(name, conj) for name, conj in self.named if conj != NEVER]
-        self.has_missing = any(conj == NEVER and name in objects.required for name, conj in self.named)
+        self.required = frozenset(objects.required)
+        self.has_missing = any(conj == NEVER and name in self.required for name, conj in self.named)
         self.other = other
         self.pair = self._pair(None)
         self.last = None if other is None else self._pair(other)
@@ -146,7 +148,7 @@ class _Object:
     def _body(self) -> Form:
         """From the last member to the first: what may follow, by whether a comma is due and how many there were."""
         size = len(self.members)
-        needed = sum(name in self.objects.required for name, _ in self.members)
+        needed = sum(name in self.required for name, _ in self.members)
         high = self.objects.high
         is_counted = self.objects.low > needed or (high is not None and (size > high or self.pair != NO_TEXT))
         most = max(self.objects.low, size if high is None else high) if is_counted else 0
@@ -163,16 +165,14 @@ class _Object:
     def _before(self, place: int, follow: dict[Any, Form], counts: range, is_counted: bool) -> dict[Any, Form]:
         name, conj = self.members[place]
         pair = [self.maker.texts.key(literal(name)), self.maker.rule(conj, self.pointer)]
-        shared = {key: self._shared(form) for key, form in follow.items() if key[0]}
+        shared = {key: self._shared(form) for key, form in follow.items()}
         found: dict[Any, Form] = {}
         for is_due, count in follow:
             after = min(count + 1, counts[-1]) if is_counted else count
             taken = sequence([*([self.comma] if is_due else []), *pair, shared[True, after]])
             if is_counted and self.objects.high is not None and count + 1 > self.objects.high:
                 taken = NO_TEXT
-            skipped = (
-                NO_TEXT if name in self.objects.required else shared[True, count] if is_due else follow[False, count]
-            )
+            skipped = NO_TEXT if name in self.required else shared[is_due, count]
             found[is_due, count] = choice([taken, skipped])
         return found
 

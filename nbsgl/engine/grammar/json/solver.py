@@ -25,7 +25,7 @@ from nbsgl.engine.grammar.syntax import Syntax, either
 from nbsgl.errors import GrammarTooExpensive
 
 MAX_CASES = 512  # of one set of schemas
-MAX_MERGES = 100_000  # of one text
+MAX_MERGES = 20_000  # of one text; 0.1 ms each
 MAX_MARKED = 6  # branches of an `anyOf` that `unevaluated...` looks into
 
 
@@ -195,9 +195,10 @@ class Solver:
             self.possible(case.array.at(place), depth + 1) for place in range(min(case.array.low, 16))
         ):
             return True
-        return "object" in case.types and all(
-            self.possible(named(case.object, name), depth + 1) for name in case.object.required
-        )
+        if "object" not in case.types:
+            return False
+        named = Named(case.object)
+        return all(self.possible(named.value(name), depth + 1) for name in case.object.required)
 
     def strings(self, conj: Conj) -> Syntax:
         """The strings among the values, as texts of characters."""
@@ -207,16 +208,20 @@ class Solver:
         return found
 
 
-def named(objects: Objects, name: str) -> Conj:
-    """What a member of this name must satisfy."""
-    found = []
-    for members in objects.members:
-        said = [conj for prop, conj in members.props if prop == name]
-        said += [conj for pattern, conj in members.patterns if matches(pattern, name)]
-        found += said or [members.rest]
-    if not all(matches(language, name) for language in objects.names):
-        return NEVER
-    return all_of(*found)
+class Named:
+    """What members of an object must satisfy, by name."""
+
+    def __init__(self, objects: Objects) -> None:
+        self.members = [(dict(members.props), members.patterns, members.rest) for members in objects.members]
+        self.names = objects.names
+
+    def value(self, name: str) -> Conj:
+        found = []
+        for props, patterns, rest in self.members:
+            said = [props[name]] if name in props else []
+            said += [conj for pattern, conj in patterns if matches(pattern, name)]
+            found += said or [rest]
+        return all_of(*found) if all(matches(language, name) for language in self.names) else NEVER
 
 
 def _members_left(objects: Objects, rest: Conj) -> Objects:

@@ -1,0 +1,399 @@
+from __future__ import annotations
+
+import json
+import random
+import re
+import time
+from decimal import Decimal
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from nbsgl.engine.grammar import dfa, json_syntax
+from nbsgl.engine.grammar.dfa_algebra import matches, sample
+from nbsgl.engine.grammar.json.numbers import Numbers
+from nbsgl.engine.grammar.syntax import Syntax
+from nbsgl.errors import BadGrammar, GrammarError, GrammarTooExpensive
+from tests.unit import schema_judge
+
+
+def automaton(schema: Any, **options: str) -> dfa.ByteDfa:
+    return dfa.build(json_syntax.of_schema(json.dumps(schema), **options).tree)
+
+
+def accepts(schema: Any, text: str, **options: str) -> bool:
+    return matches(automaton(schema, **options), text.encode())
+
+
+def numbers_in(tree: Syntax, texts: list[str]) -> list[str]:
+    found = dfa.build(tree)
+    return [text for text in texts if matches(found, text.encode())]
+
+
+def closed(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+# ---- spelling --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("whitespace", "good", "bad"),
+    [
+        ("compact", ['{"a":[1,2]}', "{}"], ['{"a": [1,2]}', '{"a":[1, 2]}', '{"a":[1,2] }']),
+        ("spaced", ['{"a": [1, 2]}', "{}"], ['{"a":[1, 2]}', '{"a": [1,2]}', '{ "a": [1, 2]}']),
+        (
+            "flexible",
+            ['{"a":[1,2]}', '{ "a" : [1 ,\n 2 ]\t}', "{ }", '{"a": [ ]}'],
+            [' {"a":[1]}', '{"a":[1]} ', '{"a":[1 2]}'],
+        ),
+    ],
+)
+def test_white_space_is_as_the_policy_says(whitespace: str, good: list[str], bad: list[str]) -> None:
+    schema = closed(a={"type": "array", "items": {"type": "integer"}})
+    assert all(accepts(schema, text, whitespace=whitespace) for text in good)
+    assert not any(accepts(schema, text, whitespace=whitespace) for text in bad)
+
+
+def test_members_come_in_the_schemas_order() -> None:
+    schema = closed(b={"type": "integer"}, a={"type": "integer"})
+    assert accepts(schema, '{"b": 1, "a": 2}')
+    assert not accepts(schema, '{"a": 2, "b": 1}')
+
+
+def test_strings_have_every_escape_of_json_and_no_half_character() -> None:
+    schema = {"type": "string", "minLength": 1, "maxLength": 1}
+    one = [r'"\n"', r'"\/"', r'"\""', r'"\u00e9"', r'"\uD83D\uDE00"', '"é"', '"😀"', r'"\u0000"', '"\x7f"']
+    none = [r'"\uD83D"', r'"\uDE00"', r'"\uDE00\uD83D"', '"\n"', '""', '"ab"', r'"\x41"', r'"\u00g0"']
+    assert all(accepts(schema, text) for text in one)
+    assert not any(accepts(schema, text) for text in none)
+
+
+def test_patterns_speak_of_what_a_string_means_not_of_its_escapes() -> None:
+    schema = {"type": "string", "pattern": r'^["\\\n]$'}
+    assert all(accepts(schema, text) for text in (r'"\""', r'"\\"', r'"\n"'))
+    assert not accepts(schema, r'"n"')
+    assert not accepts(schema, '"\n"')
+
+
+def test_numbers_are_spelt_as_json_spells_them() -> None:
+    free, whole = automaton({"type": "number"}), automaton({"type": "integer"})
+    good = ["0", "-0", "10", "-1.50", "1e5", "1.5E-10", "0.1"]
+    assert all(matches(free, text.encode()) for text in good)
+    assert not any(matches(free, text.encode()) for text in ("01", "+1", ".5", "1.", "1e", "--1", "", "0x1", "NaN"))
+    assert [text for text in good if matches(whole, text.encode())] == ["0", "-0", "10"]
+
+
+# ---- numbers ---------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(-2000, 2000), st.integers(0, 400), st.booleans(), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_integer_ranges_hold_just_their_integers(low: int, width: int, low_open: bool, high_open: bool) -> None:
+    high = low + width
+    number = Numbers(True, Decimal(low), low_open, Decimal(high), high_open)
+    expected = [str(i) for i in range(low + low_open, high + 1 - high_open)]
+    assert numbers_in(number.form, [str(i) for i in range(low - 20, high + 21)]) == expected
+
+
+DECIMALS = st.decimals(-30, 30, places=2) | st.integers(-30, 30).map(Decimal)
+
+
+@given(DECIMALS, DECIMALS, st.booleans(), st.booleans(), st.lists(DECIMALS, min_size=1, max_size=30))
+@settings(max_examples=60, deadline=None)
+def test_decimal_ranges_hold_just_their_decimals(
+    a: Decimal, b: Decimal, low_open: bool, high_open: bool, values: list[Decimal]
+) -> None:
+    number = Numbers(None, min(a, b), low_open, max(a, b), high_open)
+    values += [a, b, a + Decimal("0.001"), b - Decimal("0.001"), Decimal(0)]
+    texts = [f"{value:f}" for value in values if value or not value.is_signed()]
+    assert numbers_in(number.form, texts) == [text for text in texts if number.allows(Decimal(text))]
+
+
+@pytest.mark.parametrize(
+    "step", ["1", "2", "3", "4", "6", "7", "8", "12", "15", "20", "50", "0.5", "0.05", "0.25", "1.5", "0.01"]
+)
+def test_multiples_are_just_the_multiples(step: str) -> None:
+    number = Numbers(multiples=frozenset([Decimal(step)]))
+    texts = [*(str(i) for i in range(-130, 131) if i), "0", *(f"{Decimal(i) / 100:f}" for i in range(1, 400, 3))]
+    assert numbers_in(number.form, texts) == [
+        text for text in texts if Decimal(text) % Decimal(step) == 0 and ("." not in text or Decimal(step) % 1)
+    ]
+
+
+def test_not_under_a_bound_is_the_rest_of_the_numbers() -> None:
+    found = automaton({"type": "number", "not": {"minimum": 3}})
+    assert matches(found, b"2.999")
+    assert not any(matches(found, text) for text in (b"3", b"3.0", b"3e0", b"30e-1", b"4"))
+
+
+# ---- objects and arrays ----------------------------------------------------------------------------------------------
+
+
+def test_optional_members_take_two_states_each() -> None:
+    sizes = [
+        automaton(closed(**{f"key{i:02}": {"type": "boolean"} for i in range(count)})).num_states
+        for count in (10, 20, 40)
+    ]
+    assert sizes[2] - sizes[1] == 2 * (sizes[1] - sizes[0])
+
+
+def test_a_name_that_is_given_is_no_other_name() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "integer"}},
+        "additionalProperties": {"type": "string"},
+    }
+    assert accepts(schema, '{"a": 1, "b": "x"}')
+    assert not accepts(schema, '{"a": "x"}')
+    assert not accepts(schema, '{"a": 1, "a": "x"}')
+    assert not accepts(schema, r'{"\u0061": "x"}')
+
+
+def test_a_demand_on_some_other_member_survives_a_name_twice() -> None:
+    schema = {
+        "type": "object",
+        "additionalProperties": {"type": "integer"},
+        "not": {"additionalProperties": {"maximum": 5}},
+    }
+    assert accepts(schema, '{"x": 9}')
+    assert accepts(schema, '{"y": 1, "x": 9}')
+    assert not accepts(schema, '{"x": 9, "x": 1}')
+
+
+def test_open_objects_are_not_regular_and_say_where() -> None:
+    with pytest.raises(json_syntax.NotRegular) as caught:
+        json_syntax.of_schema(json.dumps(closed(a={"type": "object"})))
+    assert caught.value.pointer.startswith("#")
+
+
+# ---- complaints ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("schema", "place"),
+    [
+        ({"properties": {"a": {"uniqueItems": True}}}, "#/properties/a/uniqueItems"),
+        ({"items": {"minLenght": 3}}, "#/items/minLenght"),
+        ({"$defs": {"x": {"type": "strin"}}, "$ref": "#/$defs/x"}, "#/$defs/x/type"),
+        ({"anyOf": [{"$ref": "https://example.com/x"}]}, "#/anyOf/0/$ref"),
+        ({"$ref": "#/$defs/none"}, "#/$ref"),
+        ({"type": "string", "pattern": "(a"}, "#/pattern"),
+        ({"type": "string", "pattern": r"(a)\1"}, "#/pattern"),
+        ({"patternProperties": {"(": True}}, "#/patternProperties/("),
+        ({"type": "string", "format": "regex"}, "#/format"),
+        ({"type": "object", "minProperties": 3}, "#/minProperties"),
+        ({"minimum": "3"}, "#/minimum"),
+        ({"minLength": -1}, "#/minLength"),
+        ({"multipleOf": 0}, "#/multipleOf"),
+        ({"allOf": [{"$ref": "#"}]}, "#"),
+        ({"properties": {"a/b~": 3}}, "#/properties/a~1b~0"),
+        ({"enum": 3}, "#/enum"),
+        ({"required": "a"}, "#/required"),
+        ({"$schema": "https://example.com/own"}, "#/$schema"),
+        ({"type": "string", "minLength": 2, "maxLength": 1}, "#"),
+        (False, "#"),
+        ([], "#"),
+    ],
+)
+def test_what_is_refused_is_named_with_its_place(schema: Any, place: str) -> None:
+    with pytest.raises(BadGrammar) as caught:
+        json_syntax.read(json.dumps(schema))
+    assert caught.value.path == place
+
+
+def test_recursion_without_an_end_is_an_empty_language() -> None:
+    schema = {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}
+    with pytest.raises(BadGrammar, match="no output can satisfy"):
+        json_syntax.read(json.dumps(schema))
+
+
+def test_loosen_leaves_a_keyword_out_and_says_so() -> None:
+    schema = {"type": "array", "items": {"type": "integer", "bogus": 1}, "uniqueItems": True}
+    found = json_syntax.of_schema(json.dumps(schema), on_unsupported="loosen")
+    assert matches(dfa.build(found.tree), b"[1, 1]")
+    assert not matches(dfa.build(found.tree), b'["a"]')
+    assert [note.partition(":")[0] for note in found.notes] == ["#/items/bogus", "#/uniqueItems"]
+
+
+def test_unknown_formats_are_annotations_with_a_note() -> None:
+    found = json_syntax.of_schema('{"type": "string", "format": "colour"}')
+    assert matches(dfa.build(found.tree), b'"red"')
+    assert "colour" in found.notes[0]
+
+
+def bomb(depth: int) -> Any:
+    schema: Any = {"type": "integer"}
+    for i in range(depth):
+        schema = {"oneOf": [{"minimum": i, **schema}, {"properties": {f"p{i}": schema}, "type": "object"}]}
+    return schema
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"allOf": [{"anyOf": [{"required": [f"{i}{j}"]} for j in range(8)]} for i in range(8)]},
+        {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(5_000)}},
+        {"enum": [f"value {i}" for i in range(10_000)]},
+        {"anyOf": [closed(**{f"k{i}": {"const": i}}) for i in range(400)]},
+        {"type": "object", "dependentRequired": {f"a{i}": [f"b{i}"] for i in range(30)}},
+        {"oneOf": [{"required": [f"a{i}"]} for i in range(40)]},
+        {"type": "array", "items": {"type": "string"}, "minItems": 10**9},
+        {"type": "array", "contains": {"type": "null"}, "minContains": 10**6},
+        {"type": "array", "uniqueItems": True, "items": {"enum": list(range(40))}},
+        {"type": "string", "maxLength": 10**12},
+        {"type": "string", "pattern": "(a|b)*a(a|b){30}", "minLength": 5},
+        {"type": "object", "maxProperties": 10**9},
+        {"type": "number", "minimum": 1e300},
+        {"type": "integer", "multipleOf": 1_000_003},
+        {"const": {f"k{i}": [i, {"x": i}] for i in range(500)}},
+        {"not": {"const": {f"k{i}": i for i in range(500)}}},
+        {"unevaluatedProperties": False, "anyOf": [{"properties": {f"p{i}": True}} for i in range(30)]},
+        {"patternProperties": {f"^{i}": {"minimum": i} for i in range(30)}},
+        bomb(9),
+    ],
+    ids=lambda schema: json.dumps(schema)[:40],
+)
+def test_a_hostile_schema_ends_with_an_answer_or_an_error(schema: Any) -> None:
+    begun = time.perf_counter()
+    try:
+        grammar = json_syntax.read(json.dumps(schema))
+        dfa.build(grammar.tree)
+    except (GrammarError, json_syntax.NotRegular, dfa.TooManyStates):
+        pass
+    assert time.perf_counter() - begun < 6
+
+
+def test_deep_schemas_end_with_an_answer_or_an_error() -> None:
+    schema: Any = {"type": "integer"}
+    for _ in range(60):
+        schema = closed(a=schema)
+    assert accepts(schema, '{"a": ' * 60 + "1" + "}" * 60)
+    for _ in range(60):
+        schema = {"not": {"not": schema}}
+    with pytest.raises((BadGrammar, GrammarTooExpensive)):
+        json_syntax.read(json.dumps(schema))
+
+
+# ---- random schemas --------------------------------------------------------------------------------------------------
+
+NAMES = st.sampled_from(["a", "b", "c", 'q"', "é"])
+TEXTS = st.sampled_from(["", "a", "ab", "abc", "b1", "é🙂", 'q"', "\n"])
+PATTERNS = st.sampled_from(["^a", "b", "^[a-c]*$", "[^a]", r"\d", "^.{2}$", "é"])
+
+
+def scalars() -> st.SearchStrategy[Any]:
+    bound = st.integers(-20, 20)
+    return st.one_of(
+        st.sampled_from([{"type": "null"}, {"type": "boolean"}, {"type": "string"}, {"type": "integer"}]),
+        st.builds(lambda a, b: {"type": "integer", "minimum": min(a, b), "maximum": max(a, b)}, bound, bound),
+        st.builds(lambda a, b: {"type": "number", "exclusiveMinimum": min(a, b), "maximum": max(a, b)}, bound, bound),
+        st.builds(lambda n: {"type": "integer", "multipleOf": n}, st.integers(1, 6)),
+        st.builds(
+            lambda a, b: {"type": "string", "minLength": a, "maxLength": a + b}, st.integers(0, 2), st.integers(0, 2)
+        ),
+        st.builds(lambda p, n: {"type": "string", "pattern": p, "maxLength": n}, PATTERNS, st.integers(1, 3)),
+        st.builds(
+            lambda values: {"enum": values},
+            st.lists(TEXTS | st.integers(-3, 9) | st.none() | st.booleans(), min_size=1),
+        ),
+        st.builds(lambda name: {"type": "string", "format": name}, st.sampled_from(["date", "uuid", "ipv4"])),
+    )
+
+
+def containers(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    some = st.dictionaries(NAMES, inner, max_size=3)
+    pair = st.lists(inner, min_size=1, max_size=3)
+    size = st.integers(0, 2)
+    return st.one_of(
+        st.builds(
+            lambda props, required, rest: {
+                "type": "object",
+                "properties": props,
+                "required": sorted(required),
+                "additionalProperties": rest,
+            },
+            some,
+            st.sets(NAMES, max_size=2),
+            st.just(False) | inner,
+        ),
+        st.builds(lambda props, low: {**closed(**props), "minProperties": low, "maxProperties": 2}, some, size),
+        st.builds(lambda props, a, b: {**closed(**props), "dependentRequired": {a: [b]}}, some, NAMES, NAMES),
+        st.builds(
+            lambda item, low, n: {"type": "array", "items": item, "minItems": low, "maxItems": low + n},
+            inner,
+            size,
+            size,
+        ),
+        st.builds(lambda items: {"type": "array", "prefixItems": items, "items": False}, pair),
+        st.builds(lambda item, part: {"type": "array", "items": item, "contains": part, "maxItems": 3}, inner, inner),
+        st.builds(lambda parts: {"anyOf": parts}, pair),
+        st.builds(lambda parts: {"oneOf": parts}, pair),
+        st.builds(lambda parts: {"allOf": parts}, pair),
+        st.builds(lambda a, b: {"allOf": [a, {"not": b}]}, inner, inner),
+        st.builds(lambda a, b, c: {"if": a, "then": b, "else": c}, inner, inner, inner),
+    )
+
+
+SCHEMAS = st.recursive(scalars(), containers, max_leaves=5)
+
+
+def validator_of(schema: Any) -> jsonschema.Draft202012Validator:
+    return jsonschema.Draft202012Validator(schema, format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER)
+
+
+def read_or_assume(schema: Any) -> json_syntax.SchemaGrammar:
+    try:
+        return json_syntax.read(json.dumps(schema))
+    except BadGrammar as error:
+        reject_if(error.path.startswith("#"))
+        raise
+
+
+def reject_if(is_so: bool) -> None:
+    assume(not is_so)
+
+
+@given(SCHEMAS, st.integers(0, 2**32))
+@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+def test_all_that_is_written_parses_and_validates(schema: Any, seed: int) -> None:
+    grammar = read_or_assume(schema)
+    try:
+        found = dfa.build(grammar.tree)
+    except (json_syntax.NotRegular, dfa.TooManyStates):
+        assume(False)
+    assume(not found.is_empty)
+    rng, validator = random.Random(seed), validator_of(schema)
+    for _ in range(8):
+        text = sample(found, rng).decode()
+        assert validator.is_valid(json.loads(text)), text
+
+
+@given(SCHEMAS, st.data())
+@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+def test_all_that_validates_can_be_written_and_no_more(schema: Any, data: st.DataObject) -> None:
+    grammar = read_or_assume(schema)
+    try:
+        found = dfa.build(grammar.tree)
+    except (json_syntax.NotRegular, dfa.TooManyStates):
+        assume(False)
+    validator, order = validator_of(schema), schema_judge.order_of(schema)
+    leaf = TEXTS | st.integers(-20, 20) | st.none() | st.booleans() | st.sampled_from([0.5, -1.25, "2024-02-29"])
+    values = st.recursive(
+        leaf, lambda v: st.lists(v, max_size=3) | st.dictionaries(NAMES | TEXTS, v, max_size=3), max_leaves=4
+    )
+    for value in data.draw(st.lists(values, min_size=5, max_size=15)):
+        accepted = any(matches(found, text.encode()) for text in schema_judge.texts(value, order))
+        assert accepted == validator.is_valid(value), value
+
+
+def test_sampled_strings_of_a_pattern_match_it() -> None:
+    for pattern in ("^[a-f]{2}x?$", "a.b", "^(é|🙂)+$"):
+        found, rng = automaton({"type": "string", "pattern": pattern, "maxLength": 9}), random.Random(5)
+        for _ in range(50):
+            text = json.loads(sample(found, rng))
+            assert re.search(pattern, text)
+            assert len(text) <= 9
