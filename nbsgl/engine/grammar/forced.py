@@ -12,8 +12,6 @@ from typing import Protocol
 
 from nbsgl.engine.grammar import Matcher
 
-# What may follow a text, one of each sort that tokenizers treat apart: against spellings that merge over its end.
-FOLLOWERS = ("a", "s", "'t", "Z", "7", " ", " a", "\n", '"', ",", "{", "é", "語")
 BYTES_PER_TOKEN = 16  # of forced text longer than `limit` tokens so much a token is looked at
 LONGEST_CHAR = 4  # bytes
 CONTINUATION = bytes(range(0x80, 0xC0))  # bytes that begin no character
@@ -92,16 +90,9 @@ def _allowed(matcher: Matcher, ids: list[int], begin: int) -> tuple[list[int], b
 
 def _num_sure(text: str, ids: Sequence[int], encode: Encoder, vocab: Sequence[bytes | None]) -> int:
     """How many of the tokens stay the same whatever follows the text."""
-    sure_bytes = len(text[: encode.sure_len(text)].encode())
-    count = done = 0
-    for token in ids:
-        done += len(vocab[token] or b"")
-        if done > sure_bytes:
-            break
-        count += 1
-    for follower in FOLLOWERS:
-        if not count:
-            break
-        other = encode(text + follower)
-        count = next((i for i in range(count) if i >= len(other) or other[i] != ids[i]), count)
-    return count
+    left = len(text[: encode.sure_len(text)].encode())
+    for count, token in enumerate(ids):
+        left -= len(vocab[token] or b"")
+        if left < 0:
+            return count
+    return len(ids)
