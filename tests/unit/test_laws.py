@@ -165,7 +165,9 @@ def test_law_5_an_error_of_one_request_ends_one_request(engine: InProcessEngine)
 def test_law_5_a_bad_schema_ends_one_request(engine: InProcessEngine) -> None:
     @sgl.function
     def bad(s):
-        s += "x" + sgl.gen("x", json_schema={"type": "integer", "not": {"const": 1}}, max_tokens=4)
+        s += "x" + sgl.gen(
+            "x", json_schema={"type": "array", "items": {"type": "string"}, "uniqueItems": True}, max_tokens=4
+        )
 
     assert isinstance(bad.run(backend=engine).error(), BadGrammar)
     assert alone(engine, STORY)
