@@ -281,7 +281,7 @@ def test_deep_schemas_end_with_an_answer_or_an_error() -> None:
 # ---- random schemas --------------------------------------------------------------------------------------------------
 
 NAMES = st.sampled_from(["a", "b", "c", 'q"', "é"])
-TEXTS = st.sampled_from(["", "a", "ab", "abc", "b1", "é🙂", 'q"', "\n"])
+TEXTS = st.sampled_from(["", "a", "ab", "abc", "b1", "é🙂", 'q"', "\nx"])
 PATTERNS = st.sampled_from(["^a", "b", "^[a-c]*$", "[^a]", r"\d", "^.{2}$", "é"])
 
 
@@ -358,7 +358,7 @@ def reject_if(is_so: bool) -> None:
 
 
 @given(SCHEMAS, st.integers(0, 2**32))
-@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
 def test_all_that_is_written_parses_and_validates(schema: Any, seed: int) -> None:
     grammar = read_or_assume(schema)
     try:
@@ -372,22 +372,59 @@ def test_all_that_is_written_parses_and_validates(schema: Any, seed: int) -> Non
         assert validator.is_valid(json.loads(text)), text
 
 
-@given(SCHEMAS, st.data())
-@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
-def test_all_that_validates_can_be_written_and_no_more(schema: Any, data: st.DataObject) -> None:
+VALUES = st.recursive(
+    TEXTS | st.integers(-20, 20) | st.none() | st.booleans() | st.sampled_from([0.5, -1.25, "2024-02-29"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES | TEXTS, inner, max_size=3),
+    max_leaves=4,
+)
+
+
+def check_values(accepts: schema_judge.Accepts, schema: Any, values: list[Any]) -> None:
+    validator, order = validator_of(schema), schema_judge.order_of(schema)
+    for value in values:
+        accepted = any(map(accepts, schema_judge.texts(value, order)))
+        assert accepted == validator.is_valid(value), value
+
+
+@given(SCHEMAS, st.lists(VALUES, min_size=5, max_size=15))
+@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+def test_all_that_validates_can_be_written_and_no_more(schema: Any, values: list[Any]) -> None:
     grammar = read_or_assume(schema)
     try:
         found = dfa.build(grammar.tree)
     except (json_syntax.NotRegular, dfa.TooManyStates):
         assume(False)
-    validator, order = validator_of(schema), schema_judge.order_of(schema)
-    leaf = TEXTS | st.integers(-20, 20) | st.none() | st.booleans() | st.sampled_from([0.5, -1.25, "2024-02-29"])
-    values = st.recursive(
-        leaf, lambda v: st.lists(v, max_size=3) | st.dictionaries(NAMES | TEXTS, v, max_size=3), max_leaves=4
+    check_values(lambda text: matches(found, text.encode()), schema, values)
+
+
+def opened(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Schemas that say nothing about most types, names and items."""
+    some = st.dictionaries(NAMES, inner, max_size=2)
+    return st.one_of(
+        st.builds(
+            lambda props, required: {"properties": props, "required": sorted(required)},
+            some,
+            st.sets(NAMES, max_size=1),
+        ),
+        st.builds(lambda item: {"items": item}, inner),
+        st.builds(lambda item: {"contains": item}, inner),
+        st.builds(lambda value, pattern: {"patternProperties": {pattern: value}}, inner, PATTERNS),
+        st.builds(lambda part: {"not": part}, inner),
+        st.builds(lambda parts: {"allOf": parts}, st.lists(inner, min_size=1, max_size=2)),
+        st.builds(lambda parts: {"oneOf": parts}, st.lists(inner, min_size=1, max_size=2)),
+        st.builds(lambda props: {"properties": props, "unevaluatedProperties": False}, some),
     )
-    for value in data.draw(st.lists(values, min_size=5, max_size=15)):
-        accepted = any(matches(found, text.encode()) for text in schema_judge.texts(value, order))
-        assert accepted == validator.is_valid(value), value
+
+
+@given(st.recursive(scalars() | st.just({}), opened, max_leaves=4), st.lists(VALUES, min_size=5, max_size=15))
+@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+def test_rules_take_all_that_validates_and_no_more(schema: Any, values: list[Any]) -> None:
+    try:
+        accepts = schema_judge.by_rules(schema)
+    except schema_judge.Refused as refusal:
+        reject_if(" at #" in str(refusal))
+        raise
+    check_values(accepts, schema, values)
 
 
 def test_sampled_strings_of_a_pattern_match_it() -> None:
