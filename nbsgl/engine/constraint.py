@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from nbsgl.engine.grammar import CompiledGrammar, Matcher
 from nbsgl.engine.jump_forward import Edge, JumpForward
-from nbsgl.errors import ParameterError, Unsupported
+from nbsgl.errors import GrammarError, ParameterError, Unsupported
 from nbsgl.protocol import GrammarSpec, GrammarUse
 
 FAR = 65_535  # of a distance in tables: so many, or more
@@ -40,6 +40,7 @@ class Constraint:
         """`asked` is what the run asked for, `spec` how it goes.  Errors for `on_limit="fit"` where it cannot be."""
         self.compiled, self.asked, self.spec, self.tokens, self.limit = compiled, asked, spec, tokens, limit
         self.pending: Any = None  # what takes over from a stand-in
+        self.failure: GrammarError | None = None
         self.matcher: Any = compiled.matcher()
         self.tables: Any = getattr(compiled, "tables", None)
         self.jump: JumpForward | None = None
@@ -68,6 +69,17 @@ class Constraint:
     # ---- the matcher
 
     def fill_mask(self, row: NDArray[Any]) -> None:
+        """The mask; where the grammar fails, everything is allowed, and `failure` is for whoever takes the draw.
+
+        Masks are filled in the middle of a step of many sequences, of which this is one.
+        """
+        try:
+            self._fill(row)
+        except GrammarError as error:
+            self.failure = error
+            row.view(np.uint32)[:] = 0xFFFFFFFF
+
+    def _fill(self, row: NDArray[Any]) -> None:
         if self.is_canonical and (ids := self.proposal()):
             words = row.view(np.uint32)
             words[:] = 0

@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 from nbsgl.engine.batch import Row, RowResult
 from nbsgl.engine.grammar.forced import Encoder, propose, tail_of
 from nbsgl.engine.stop import Ending, Vocab
+from nbsgl.errors import GrammarError
 from nbsgl.protocol import SamplingParams
 
 if TYPE_CHECKING:
@@ -86,7 +87,10 @@ class JumpForward:
 
     def _new_edge(self, constraint: Constraint, tail: bytes) -> Edge:
         assert self._encode is not None
-        ids = propose(constraint.matcher, tail, self._vocab, self._encode, MOST_DRAFT)
+        try:
+            ids = propose(constraint.matcher, tail, self._vocab, self._encode, MOST_DRAFT)
+        except GrammarError:  # it grew past its limits: the run will hear of it, if it gets as far
+            ids = ()
         if constraint.tables is None:
             return Edge(ids, ())
         place, states = constraint.matcher.fork(), []
@@ -144,13 +148,16 @@ class JumpForward:
         constraint = run.constraint
         if constraint is None or not constraint.is_canonical or run.params.return_logprob:
             return None
-        while ids := constraint.proposal():
-            for token in ids:
-                ending = run.rules.feed(token)
-                tokens.append(token)
-                self._count(constraint, 1, 1, 1)
-                if ending is not None:
-                    return ending
+        try:
+            while ids := constraint.proposal():
+                for token in ids:
+                    ending = run.rules.feed(token)
+                    tokens.append(token)
+                    self._count(constraint, 1, 1, 1)
+                    if ending is not None:
+                        return ending
+        except GrammarError as error:
+            constraint.failure = error  # for whoever takes the next draw
         return None
 
 

@@ -35,7 +35,7 @@ from nbsgl.engine.request import ForcedRun, Queued, SampledRun, SeqState, Sequen
 from nbsgl.engine.segment_runs import Bounds
 from nbsgl.engine.segments import AbortSeqs, CloseSeq, Extend, Open, Sampled, Segment, Update
 from nbsgl.engine.stats import Stats
-from nbsgl.engine.stop import Ending, Refused, Vocab
+from nbsgl.engine.stop import Ending, Vocab
 from nbsgl.errors import Aborted, EngineError, GrammarError, NumericalError, OutOfMemory, ParameterError
 from nbsgl.protocol import GrammarSpec, TreeNode
 
@@ -731,17 +731,13 @@ class Scheduler:
         run.num_pending -= 1 + len(row.draft)
         if run.first_at is None:
             run.first_at = self._clock()
-        ending, num_taken = None, 0
-        for token in counted(row, result, run.constraint):
-            try:
-                ending = segment_runs.take_token(run, seq.tokens, token, result)
-            except Refused:
-                reason = f"token {token} was drawn though the grammar does not allow it"
-                self._fail(seq, GrammarError(kind="grammar", path=f"token {seq.num_drawn}", reason=reason))
-                return None
-            num_taken += 1
-            if ending is not None:
-                break
+        num_before = len(seq.tokens)
+        try:
+            ending = segment_runs.take_tokens(run, seq.tokens, counted(row, result, run.constraint), result)
+        except GrammarError as error:
+            self._fail(seq, error)
+            return None
+        num_taken = len(seq.tokens) - num_before
         self.stats.decode_tokens += num_taken
         self._decoded += num_taken
         if entry.draft is not None:

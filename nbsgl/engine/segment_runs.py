@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from nbsgl.engine.batch import RowResult
@@ -11,8 +12,8 @@ from nbsgl.engine.grammar import CompiledGrammar
 from nbsgl.engine.jump_forward import JumpForward
 from nbsgl.engine.request import ForcedRun, Queued, SampledRun, Sequence
 from nbsgl.engine.segments import Forced, Sampled, TokenScores, Update
-from nbsgl.engine.stop import Ending, StopRules, Vocab
-from nbsgl.errors import OutOfMemory, ParameterError, RequestTooLong
+from nbsgl.engine.stop import Ending, Refused, StopRules, Vocab
+from nbsgl.errors import GrammarError, OutOfMemory, ParameterError, RequestTooLong
 from nbsgl.protocol import pack_ids, unpack_array
 
 
@@ -163,8 +164,25 @@ def ending_at_start(seq: Sequence) -> Ending | None:
 # ---- going on
 
 
-def take_token(run: SampledRun, tokens: array[int], token: int, result: RowResult) -> Ending | None:
-    """Append a token drawn with this result; the run's end if that was it.  Raises `stop.Refused`."""
+def take_tokens(run: SampledRun, tokens: array[int], drawn: Iterable[int], result: RowResult) -> Ending | None:
+    """Append the tokens drawn with this result as far as the run goes; its end if that was it.
+
+    Raises `GrammarError`: the grammar failed, or does not allow a token.
+    """
+    if run.constraint is not None and run.constraint.failure is not None:
+        raise run.constraint.failure
+    for token in drawn:
+        try:
+            ending = _take_token(run, tokens, token, result)
+        except Refused:
+            reason = f"token {token} was drawn though the grammar does not allow it"
+            raise GrammarError(kind="grammar", path=f"token {len(tokens) - run.begin}", reason=reason) from None
+        if ending is not None:
+            return ending
+    return None
+
+
+def _take_token(run: SampledRun, tokens: array[int], token: int, result: RowResult) -> Ending | None:
     if run.params.return_logprob:
         run.logprobs.append(result.logprob)
         run.tops.append(result.top)

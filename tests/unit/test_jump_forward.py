@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from nbsgl.engine import jump_forward
 from nbsgl.engine.batch import Row, RowResult
+from nbsgl.errors import GrammarTooExpensive
 from nbsgl.protocol import GrammarSpec, SamplingParams
 from tests.sim.helpers import Engine, forced, greedy
 from tests.sim.oracle import VOCAB
 from tests.sim.reference import run_segment
-from tests.sim.toy_grammar import ToyGrammar, ToyPending
+from tests.sim.toy_grammar import FIRST, ToyGrammar, ToyMatcher, ToyPending
 
 PROMPT = tuple(range(10)) * 3
 SPELT_ONE_WAY = "ddeegg?ddffhh?ggdd"  # of letters that are in no longer token: every draft is drawn as proposed
@@ -187,6 +188,28 @@ def test_draws_under_the_mask_of_another_place_do_not_count() -> None:
     guessed.matcher.state = 8
     assert list(tokens) == [5]
     assert list(jump_forward.counted(row, result, other)) == [4]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("what", ["fill_mask", "advance", "fork"])
+def test_a_grammar_that_fails_during_a_run_ends_one_sequence(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    working = getattr(ToyMatcher, what)
+
+    def failing(self: ToyMatcher, *args: Any) -> Any:
+        if self.grammar.spec_text == "??dd?dd" and self.state > FIRST + 1:
+            raise GrammarTooExpensive(kind="regex", path="during the run", limit="fuel")
+        return working(self, *args)
+
+    monkeypatch.setattr(ToyMatcher, what, failing)
+    engine = Engine()
+    engine.add(1, forced(*PROMPT), greedy(9, size="??dd?dd"))
+    engine.add(2, forced(*PROMPT, 1), greedy(9, size="??dd?"))
+    engine.run()
+    monkeypatch.undo()
+    assert engine.ids(2, 1) == alone(greedy(9, size="??dd?"), (*PROMPT, 1))
+    if what == "fork":  # only asked for a proposal
+        assert engine.ids(1, 1) == alone(greedy(9, size="??dd?dd"))
+    else:
+        assert engine.error(1) == "GrammarTooExpensive"
 
 
 # ---- grammars that come later ----------------------------------------------------------------------------------------
