@@ -273,8 +273,9 @@ class _Compiled:
 @lru_cache(maxsize=64)
 def _compiled(spec: GrammarSpec, max_states: int) -> _Compiled:
     """Once per language: a notebook's redraws and a stream's updates find it here."""
-    from nbsgl.engine.grammar.drawn import graph_of, tree_of
+    from nbsgl.engine.grammar.drawn import graph_of
     from nbsgl.engine.grammar.syntax import NotRegular
+    from nbsgl.engine.grammar.trees import tree_of
 
     tree = tree_of(spec)
     if isinstance(tree, NotRegular):

@@ -346,6 +346,15 @@ def test_helper_out_of_memory_says_so_and_goes_on(cache: GrammarCache, acts: obj
     assert cache.compiler.tables.pid == pid
 
 
+def test_outlines_compiles_under_the_helper_s_clock(cache: GrammarCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("outlines_core")
+    assert cache.request(regex("ab{2,3}", engine="outlines")).wait(WAIT_S).engine == "outlines"
+    monkeypatch.setattr(compiler, "COMPILE_S", 0.5)
+    error = error_of(cache.request(regex(r"\w{1,500}\W{1,500}", engine="outlines")))
+    assert isinstance(error, GrammarTooExpensive)
+    assert "0.5 s of compiling" in str(error)
+
+
 def test_helpers_end_with_their_cache(cache: GrammarCache) -> None:
     cache.request(regex("a")).wait(WAIT_S)
     cache.request(GrammarSpec(kind="json", text="")).wait(WAIT_S)

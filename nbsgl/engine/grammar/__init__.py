@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from nbsgl.engine.grammar.vocab import TokenVocab
 from nbsgl.errors import BadGrammar, ParameterError
@@ -23,6 +23,7 @@ __all__ = [
     "GrammarSpec",
     "HandOver",
     "Matcher",
+    "PackingEngine",
     "TokenVocab",
     "check",
     "compile",
@@ -91,6 +92,17 @@ class Engine(Protocol):
 
     def compile(self, spec: GrammarSpec, source: str, notes: tuple[str, ...]) -> CompiledGrammar:
         """Raises `BadGrammar`, `GrammarTooExpensive`, or `HandOver`.  `notes` are the grammar's `loosened`."""
+
+
+@runtime_checkable
+class PackingEngine(Engine, Protocol):
+    """An engine whose grammars are bytes: they are compiled in a helper and sent over.  `compile` does both."""
+
+    def pack(self, spec: GrammarSpec, source: str) -> bytes | bytearray:
+        """Compile; raises what `compile` does."""
+
+    def unpack(self, spec: GrammarSpec, data: bytes | bytearray, notes: tuple[str, ...]) -> CompiledGrammar:
+        """The grammar from its bytes, soon; it may keep them."""
 
 
 MAX_CHECKED = 64 << 10  # characters of a spec: milliseconds to read

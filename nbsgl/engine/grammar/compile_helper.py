@@ -44,7 +44,7 @@ def main() -> int:
 
 def _import_all(vocab: Any) -> None:
     """What a job would wait for."""
-    from nbsgl.engine.grammar import fsm_engine, plans  # noqa: F401
+    from nbsgl.engine.grammar import cache, fsm_engine  # noqa: F401
 
     if vocab is not None:
         len(vocab.trie)
@@ -53,16 +53,15 @@ def _import_all(vocab: Any) -> None:
 
 
 def _answered(job: Any, vocab: Any) -> tuple[Any, Any]:
-    """The answer, and the bytes of tables."""
+    """The answer, and the bytes of a grammar."""
     from nbsgl import errors
     from nbsgl.engine.grammar import HandOver
-    from nbsgl.engine.grammar.fsm_engine import FsmEngine
     from nbsgl.engine.grammar.helper import MAX_MEMORY_BYTES, Answer
 
     try:
         if job.what == "plan":
             return Answer(plan=_plan(job.spec)), b""
-        data = FsmEngine(vocab).tables(job.spec).to_bytes()
+        data = _pack(job.spec, vocab)
         return Answer(size=len(data)), data
     except HandOver as reason:
         return Answer(limit=str(reason)), b""
@@ -70,6 +69,15 @@ def _answered(job: Any, vocab: Any) -> tuple[Any, Any]:
         return Answer(limit=f"{MAX_MEMORY_BYTES >> 30} GiB of memory"), b""
     except Exception as error:  # whatever it is, it is the owner's to tell
         return Answer(error=errors.encode(error)), b""
+
+
+def _pack(spec: Any, vocab: Any) -> Any:
+    from nbsgl.engine.grammar.plans import engine_of
+    from nbsgl.engine.grammar.trees import tree_of
+
+    tree = tree_of(spec)
+    engine = vocab.grammars.engine(engine_of(spec, tree))
+    return engine.pack(spec, engine.source_of(spec, tree))
 
 
 def _plan(spec: Any) -> Any:

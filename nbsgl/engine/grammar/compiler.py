@@ -1,10 +1,10 @@
 """Compiling beside the worker's loop: tables in a helper process, host grammars in threads, a stand-in meanwhile.
 
     begin -> plan (a thread): which engine
-               fsm       -> the helper for tables: tables, or handed over to llguidance
-                         -> and a stand-in by llguidance, as its masks are the same
-               any other -> planned once more and probed in the second helper, then compiled here (a thread)
-             long specs  -> planned in the second helper
+               fsm        -> the helper for tables: tables, or handed over to llguidance
+                          -> and a stand-in by llguidance, as its masks are the same
+               llguidance -> planned once more and probed in the second helper, then compiled here (a thread)
+             long specs   -> planned in the second helper
 
 The two helpers are two so that no grammar waits for another one's tables.
 """
@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from nbsgl import errors
-from nbsgl.engine.grammar import MAX_CHECKED, CompiledGrammar, Engine, HandOver
+from nbsgl.engine.grammar import MAX_CHECKED, CompiledGrammar, Engine, HandOver, PackingEngine
 from nbsgl.engine.grammar.after import limited
-from nbsgl.engine.grammar.fsm import CompiledFsm
 from nbsgl.engine.grammar.helper import Helper, HelperDied, HelperTimedOut
-from nbsgl.engine.grammar.plans import GENERAL, Plan, plan_of, refuse_hand_over, too_expensive
+from nbsgl.engine.grammar.plans import GENERAL, Plan, plan_of, too_expensive
 from nbsgl.engine.grammar.tags import refuse_special
 from nbsgl.engine.grammar.vocab import TokenVocab
 from nbsgl.errors import NbsglError
@@ -154,12 +153,19 @@ class Compiler:
             self._put(self._probe_lane, flight, self._probe)
             return
         plan = plan_of(flight.spec)
-        if plan.engine != "fsm":
+        if not self._is_packed(plan):
             self._put(self._probe_lane, flight, self._probe)
             return
-        self._put(self._table_lane, flight, self._make_tables, plan)
-        if plan.source and self._can_stand_in:
+        self._put(self._table_lane, flight, self._unpack, plan)
+        if self._may_hand_over(flight, plan) and self._can_stand_in:
             self._stand_in(flight, plan)
+
+    def _is_packed(self, plan: Plan) -> bool:
+        return isinstance(self._engine(plan.engine), PackingEngine)
+
+    @staticmethod
+    def _may_hand_over(flight: Flight, plan: Plan) -> bool:
+        return plan.engine == "fsm" and bool(plan.source)
 
     def _probe(self, flight: Flight) -> None:
         """In the second helper: the plan, and whether its engine can carry it out."""
@@ -170,21 +176,26 @@ class Compiler:
         except (HelperDied, HelperTimedOut) as accident:
             self.num_accidents += 1
             raise too_expensive(flight.spec, str(accident)) from None
-        if plan.engine == "fsm":
-            self._put(self._table_lane, flight, self._make_tables, plan)
+        if self._is_packed(plan):
+            self._put(self._table_lane, flight, self._unpack, plan)
         else:
             self._put(self._plans, flight, self._compile, plan)
 
-    def _make_tables(self, flight: Flight, plan: Plan) -> None:
+    def _unpack(self, flight: Flight, plan: Plan) -> None:
+        """What the helper with the vocabulary makes of it."""
+        spec = flight.spec
         try:
-            tables = self._tried_twice(lambda: self.tables.make_tables(flight.spec, COMPILE_S))
+            data = self._tried_twice(lambda: self.tables.pack(spec, COMPILE_S))
         except (HandOver, HelperDied, HelperTimedOut) as limit:
             self.num_accidents += not isinstance(limit, HandOver)
-            refuse_hand_over(flight.spec, plan, str(limit))
+            if not self._may_hand_over(flight, plan):
+                raise too_expensive(spec, str(limit)) from None
             logger.info("a grammar goes to %s: past the limit of tables, %s", GENERAL, limit)
             self._put(self._plans, flight, self._hand_over, plan)
         else:
-            flight.finish(limited(CompiledFsm(flight.spec, tables, plan.notes), self.vocab))
+            engine = self._engine(plan.engine)
+            assert isinstance(engine, PackingEngine)
+            flight.finish(limited(engine.unpack(spec, data, plan.notes), self.vocab))
 
     def _hand_over(self, flight: Flight, plan: Plan) -> None:
         flight.finish(self._general(flight, plan))

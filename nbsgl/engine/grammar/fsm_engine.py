@@ -32,6 +32,12 @@ class FsmEngine:
     def compile(self, spec: GrammarSpec, source: str, notes: tuple[str, ...]) -> CompiledFsm:
         return CompiledFsm(spec, self.tables(spec), notes)
 
+    def pack(self, spec: GrammarSpec, source: str) -> bytearray:
+        return self.tables(spec).to_bytes()
+
+    def unpack(self, spec: GrammarSpec, data: bytes | bytearray, notes: tuple[str, ...]) -> CompiledFsm:
+        return CompiledFsm(spec, TokenTables.from_bytes(data), notes)
+
     def tables(self, spec: GrammarSpec) -> TokenTables:
         """`HandOver` where they would be too large."""
         tree = refuse_irregular(spec, tree_of(spec))

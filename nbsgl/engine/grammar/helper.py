@@ -21,7 +21,6 @@ from nbsgl import errors
 from nbsgl.engine import spawn
 from nbsgl.engine.grammar import HandOver
 from nbsgl.engine.grammar.plans import Plan
-from nbsgl.engine.grammar.tokens import TokenTables
 from nbsgl.engine.grammar.vocab import TokenVocab
 from nbsgl.protocol import GrammarSpec
 
@@ -42,13 +41,13 @@ class Vocabulary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`max_s` of processor time."""
 
-    what: Literal["tables", "plan"]
+    what: Literal["pack", "plan"]
     spec: GrammarSpec
     max_s: float
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Behind an answer with tables come their `size` bytes.  `limit`: why there are none, though the spec is right."""
+    """Behind it come `size` bytes, of a grammar.  `limit`: why there is none, though the spec is right."""
 
     size: int = 0
     plan: Plan | None = None
@@ -132,9 +131,9 @@ class Helper:
         with contextlib.suppress(HelperDied, HelperTimedOut):
             self._started()
 
-    def make_tables(self, spec: GrammarSpec, timeout_s: float) -> TokenTables:
-        """Raises the spec's error, `HandOver`, `HelperDied` or `HelperTimedOut`."""
-        return TokenTables.from_bytes(self._ask(Job("tables", spec, timeout_s), timeout_s)[1])
+    def pack(self, spec: GrammarSpec, timeout_s: float) -> bytearray:
+        """Compile with the spec's packing engine; raises its error, `HandOver`, `HelperDied` or `HelperTimedOut`."""
+        return self._ask(Job("pack", spec, timeout_s), timeout_s)[1]
 
     def plan(self, spec: GrammarSpec, timeout_s: float) -> Plan:
         """Read a spec, and probe its engine; raises the spec's error, `HelperDied` or `HelperTimedOut`."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
@@ -15,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbsgl.engine.grammar import lark, register_grammar
+from nbsgl.engine.grammar.deep_stack import with_stack
 from nbsgl.engine.grammar.fsm_engine import unsatisfiable
 from nbsgl.engine.grammar.syntax import NOTHING, NotRegular, Syntax
 from nbsgl.engine.grammar.vocab import TokenVocab
@@ -27,8 +26,6 @@ Made = TypeVar("Made")
 # 2 kB a state: at most 100 MB a grammar.  Fuel: 50,000 a millisecond while compiling, 14,000 while masking.
 _LIMITS = {"initial_lexer_fuel": 5_000_000, "max_lexer_states": 50_000, "verbose_errors": False}
 DEEP_SOURCE = 16 << 10
-STACK_BYTES = 64 << 20
-_STACKS = threading.Lock()  # the size is the process's: none of another thread's may come between
 _DEAD_END = ("NoExtension", "NoExtensionBias")
 _TOO_MUCH = re.compile(r"too (many (?!digits)|complex|large|big)|fuel|limit|exceed", re.IGNORECASE)
 
@@ -78,14 +75,14 @@ class LlguidanceEngine:
 
     @staticmethod
     def probe(spec: GrammarSpec, source: str) -> None:
-        message = _with_stack(source, lambda: llguidance.LLMatcher.validate_grammar(source, limits=_limits()))
+        message = _call(source, lambda: llguidance.LLMatcher.validate_grammar(source, limits=_limits()))
         if message and not message.startswith("WARNING"):
             raise _complaint(spec, message)
 
     def compile(self, spec: GrammarSpec, source: str, notes: tuple[str, ...]) -> CompiledHostGrammar:
         """Compile, and make sure that there is at least one output."""
         handle = self.tokenizer.handle
-        start = _with_stack(source, lambda: llguidance.LLMatcher(handle, source, log_level=0, limits=_limits()))
+        start = _call(source, lambda: llguidance.LLMatcher(handle, source, log_level=0, limits=_limits()))
         if start.is_error():
             raise _complaint(spec, start.get_error())
         compiled = CompiledHostGrammar(spec, self.tokenizer, start, loosened=notes)
@@ -94,25 +91,9 @@ class LlguidanceEngine:
         return compiled
 
 
-def _with_stack(source: str, call: Callable[[], Made]) -> Made:
-    """Call it with the stack that the library takes for long grammars: a frame for each of 2,000 rules was too much
-    for 8 MiB, and 64 MiB were enough for 20,000."""
-    if len(source) < DEEP_SOURCE:
-        return call()
-    made: Future[Made] = Future()
-
-    def run() -> None:
-        try:
-            made.set_result(call())
-        except BaseException as error:
-            made.set_exception(error)
-
-    with _STACKS:
-        before = threading.stack_size(STACK_BYTES)
-        thread = threading.Thread(target=run, name="nbsgl-deep", daemon=True)
-        thread.start()
-        threading.stack_size(before)
-    return made.result()
+def _call(source: str, call: Callable[[], Made]) -> Made:
+    """Compile on a large stack where the source is long enough to need one."""
+    return with_stack(call) if len(source) >= DEEP_SOURCE else call()
 
 
 def _limits() -> llguidance.LLParserLimits:

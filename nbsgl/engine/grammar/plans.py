@@ -77,15 +77,10 @@ def compile_here(spec: GrammarSpec, vocab: TokenVocab, engine: Callable[[str], E
     try:
         compiled = engine(plan.engine).compile(spec, plan.source, plan.notes)
     except HandOver as reason:
-        refuse_hand_over(spec, plan, str(reason))
+        if not plan.source:
+            raise too_expensive(spec, str(reason)) from None
         compiled = engine(GENERAL).compile(spec, plan.source, plan.notes)
     return limited(compiled, vocab)
-
-
-def refuse_hand_over(spec: GrammarSpec, plan: Plan, limit: str) -> None:
-    """`GrammarTooExpensive` where no other engine may take what met a limit."""
-    if not plan.source:
-        raise too_expensive(spec, limit)
 
 
 def too_expensive(spec: GrammarSpec, limit: str) -> GrammarTooExpensive:
