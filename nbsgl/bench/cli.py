@@ -6,6 +6,7 @@
     nbsgl bench tokens --engine nbsgl vllm         beside a peer that is installed
     nbsgl bench --report now.jsonl                 rows as a Markdown table
     nbsgl bench steps --help                       scheduler and runner alone, in this process
+    nbsgl bench grammar --help                     compiling grammars and filling masks, in this process
 
 The warm-up runs the same prompts with short outputs; then each repeat begins with an empty cache, and the best counts.
 """
@@ -49,6 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from nbsgl.engine import bench as steps
 
         return steps.main(given[1:])
+    if given[:1] == ["grammar"]:
+        from nbsgl.bench import grammars
+
+        return grammars.main(given[1:])
     args = _parser().parse_args(given)
     if args.list:
         say(_listing())

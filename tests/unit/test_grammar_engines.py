@@ -6,6 +6,7 @@ classes in their own ways; what then differs is listed by name below, so that a 
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import Any
 
@@ -32,6 +33,28 @@ MORE = [
         '"é": {"type": "string", "maxLength": 3}}, "required": ["a"], "additionalProperties": false}',
     ),
     tags("regex", "[ab]+"),
+    *(tags("json_schema", text) for text in ('{"type": "integer"}', '{"enum": ["a", {"b": [true]}, "</f>"]}')),
+    *(
+        GrammarSpec(kind="json_schema", text=text, prefix=prefix, after=after, whitespace=whitespace)
+        for prefix, after, whitespace in (("the ", "", "compact"), ("", "</t>", "flexible"), ("é", "ab", "spaced"))
+        for text in (
+            '{"type": "number"}',
+            '{"type": "string", "pattern": "a.?$"}',
+            '{"anyOf": [{"type": "boolean"}, {"type": "integer"}, {"type": "array", "items": {"type": "number"}}]}',
+        )
+    ),
+    GrammarSpec(
+        kind="json_schema",
+        text=json.dumps(
+            {
+                "type": "object",
+                "properties": {name: {"type": ["string", "number"], "maxLength": 2} for name in ("a", "ab", "no", "é")},
+                "required": ["no"],
+                "additionalProperties": False,
+            }
+        ),
+        whitespace="flexible",
+    ),
 ]
 
 
@@ -77,7 +100,7 @@ def test_masks_are_equal_on_regexes(engine: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ["llguidance", "xgrammar"])
-@pytest.mark.parametrize("spec", MORE, ids=lambda spec: f"{spec.kind} {spec.text[:12]}")
+@pytest.mark.parametrize("spec", MORE, ids=lambda spec: f"{spec.kind} {spec.text[:30]}")
 def test_masks_are_equal_on_all_kinds(engine: str, spec: GrammarSpec) -> None:
     if engine == "xgrammar":
         pytest.importorskip("xgrammar")

@@ -1,0 +1,154 @@
+"""What grammars cost: compiling them, filling masks, waiting for the first token.  Everything in this process."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from nbsgl.engine.grammar import CompiledGrammar, HandOver
+from nbsgl.engine.grammar.cache import GrammarCache, Pending
+from nbsgl.engine.grammar.plans import plan_of
+from nbsgl.engine.grammar.vocab import TokenVocab
+from nbsgl.errors import GrammarError, Unsupported
+from nbsgl.protocol import GrammarSpec
+
+ENGINES = {"fsm": "numpy", "llguidance": "llguidance", "xgrammar": "xgrammar", "outlines": "outlines_core"}
+STEPS = 40  # of a walk
+WAIT_S = 60.0
+
+
+def installed() -> list[str]:
+    """The engines that can be measured here."""
+    return [name for name, package in ENGINES.items() if importlib.util.find_spec(package)]
+
+
+def measure(vocab: TokenVocab, engine: str, specs: Sequence[GrammarSpec], seed: int = 0) -> dict[str, Any]:
+    """One engine on some grammars: compile times in ms, mask times in us, and how many it refused.
+
+    A compile is all from the spec's text on; the vocabulary's own preparation is counted apart (`prepare_s`).
+    """
+    cache = GrammarCache(vocab)
+    try:
+        prepare_s, first = _timed(lambda: _compiled(cache, GrammarSpec(kind="regex", text="a"), engine))
+        assert not isinstance(first, Exception), first
+        compile_ms, masks_us, refused, num_bytes = [], [], 0, []
+        for place, spec in enumerate(specs):
+            seconds, found = _timed(lambda spec=spec: _compiled(cache, spec, engine))
+            if isinstance(found, Exception):
+                refused += 1
+                continue
+            compile_ms.append(seconds * 1e3)
+            num_bytes.append(found.table_bytes)
+            masks_us += _masks(found, vocab, random.Random(seed + place))
+    finally:
+        cache.close()
+    return {
+        "vocab": len(vocab),
+        "engine": engine,
+        "grammars": len(specs),
+        "refused": refused,
+        "prepare_s": round(prepare_s, 3),
+        "compile_ms": spread(compile_ms, (50, 90, 99)),
+        "mask_us": spread(masks_us, (50, 99)),
+        "masks": len(masks_us),
+        "table_bytes_max": max(num_bytes, default=0),
+    }
+
+
+def first_tokens(vocab: TokenVocab, specs: Sequence[GrammarSpec]) -> dict[str, Any]:
+    """Until a first token can be masked, in ms: by the cache (stand-in or tables), and by llguidance alone.
+
+    One grammar after the other, then all at once; and a grammar that is there, in us.
+    """
+    cache = GrammarCache(vocab)
+    try:
+        cache.warm_up()
+        for spec in specs:  # character classes and formats, made once by a process
+            plan_of(spec)
+        _wait_for([cache.request(GrammarSpec(kind="regex", text="warm"))], tables=True)
+        alone = [_wait_for([cache.request(spec)])[0] for spec in specs]
+        cached = [_timed(lambda spec=spec: cache.request(spec).ready())[0] * 1e6 for spec in specs for _ in range(5)]
+        general = []
+        for spec in specs:
+            named = msgspec.structs.replace(spec, engine="llguidance")
+            general.append(_timed(lambda named=named: _compiled(cache, named, "llguidance"))[0] * 1e3)
+        others = [msgspec.structs.replace(spec, prefix="x") for spec in specs]  # other languages, of the same cost
+        pending = [cache.request(spec) for spec in others]
+        together = _wait_for(pending)
+        tables = _wait_for(pending, tables=True)
+    finally:
+        cache.close()
+    return {
+        "vocab": len(vocab),
+        "grammars": len(specs),
+        "first_ms": spread(alone, (50, 90, 99)),
+        "llguidance_ms": spread(general, (50, 90, 99)),
+        "later_ms": spread([one - other for one, other in zip(alone, general, strict=True)], (50, 90, 99)),
+        "at_once_ms": spread(together, (50, 99)),
+        "at_once_tables_ms": spread(tables, (50, 99)),
+        "cached_us": spread(cached, (50, 99)),
+    }
+
+
+def spread(values: Iterable[float], percents: Sequence[int]) -> dict[str, float]:
+    """Percentiles by name, three digits each."""
+    ordered = sorted(values)
+    if not ordered:
+        return {}
+    last = len(ordered) - 1
+    return {f"p{percent}": float(f"{ordered[round(last * percent / 100)]:.3g}") for percent in percents}
+
+
+def _timed(call: Any) -> tuple[float, Any]:
+    begin = time.perf_counter()
+    made = call()
+    return time.perf_counter() - begin, made
+
+
+def _compiled(cache: GrammarCache, spec: GrammarSpec, engine: str) -> CompiledGrammar | Exception:
+    """By that engine, nothing kept; the error if it takes it not.  outlines-core only under a helper's clock."""
+    named = msgspec.structs.replace(spec, engine=engine)
+    try:
+        if engine == "outlines":
+            return cache.request(named).wait(WAIT_S)
+        plan = plan_of(named)
+        return cache.engine(engine).compile(named, plan.source, plan.notes)
+    except (GrammarError, HandOver, Unsupported) as error:
+        return error
+
+
+def _masks(compiled: CompiledGrammar, vocab: TokenVocab, rng: random.Random) -> list[float]:
+    """Times of masks in us, along a walk by random allowed tokens."""
+    row = np.zeros((len(vocab) + 31) // 32, np.uint32)
+    matcher, times = compiled.matcher(), []
+    for _ in range(STEPS):
+        begin = time.perf_counter()
+        try:
+            matcher.fill_mask(row)
+        except GrammarError:
+            break
+        times.append((time.perf_counter() - begin) * 1e6)
+        allowed = np.flatnonzero(np.unpackbits(row.view(np.uint8), bitorder="little"))
+        tokens = [token for token in (int(rng.choice(allowed)) for _ in range(4)) if token not in vocab.eos_ids]
+        if not tokens or not matcher.advance(tokens[0]):
+            break
+    return times
+
+
+def _wait_for(pending: Sequence[Pending], *, tables: bool = False) -> list[float]:
+    """Until each has something to begin with, or its tables, in ms from now."""
+    begin, times = time.perf_counter(), [0.0] * len(pending)
+    waiting = dict(enumerate(pending))
+    while waiting:
+        for place, one in list(waiting.items()):
+            if one.ready() is not None or (not tables and one.standin() is not None):
+                times[place] = (time.perf_counter() - begin) * 1e3
+                del waiting[place]
+        time.sleep(0.0002)
+    return times
