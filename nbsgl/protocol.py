@@ -69,6 +69,10 @@ _GOOD = {
 }
 
 
+_MAX_GOOD_NUMBERS = 4096
+_good_numbers: set[tuple[object, ...]] = set()
+
+
 def _check(ok: bool, name: str, value: object, allowed: str) -> None:
     if not ok:
         raise ParameterError(name=name, value=value, allowed=allowed, hint=f"For example {name}={_GOOD[name]}.")
@@ -111,18 +115,56 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     top_logprobs_num: int = 0
 
     def __post_init__(self) -> None:
+        self._check_numbers()
+        _check(len(self.stop) <= 32, "stop", self.stop, "at most 32 strings")
+        for text in self.stop:
+            good = isinstance(text, str) and 0 < len(text.encode()) <= 1024
+            _check(good, "stop", text, "non-empty strings of at most 1,024 bytes")
+        _check(len(self.stop_regex) <= 32, "stop_regex", self.stop_regex, "at most 32 patterns")
+        for text in self.stop_regex:
+            good = isinstance(text, str) and 0 < len(text.encode("utf-8", "surrogatepass")) <= 256
+            _check(good, "stop_regex", text, "non-empty patterns of at most 256 bytes")
+        for token in self.stop_token_ids:
+            _check(_is_int(token) and token >= 0, "stop_token_ids", self.stop_token_ids, "ids >= 0")
+        _check(len(self.logit_bias) <= 1024, "logit_bias", len(self.logit_bias), "at most 1,024 entries")
+        for token, bias in self.logit_bias.items():
+            _check(_is_int(token) and token >= 0, "logit_bias", token, "token ids >= 0 as keys")
+            _check(_is_number(bias) and -100 <= bias <= 100, "logit_bias", bias, "-100..100")
+        _check(self.seed is None or _is_int(self.seed), "seed", self.seed, "an int")
+
+    def _check_numbers(self) -> None:
+        """Values that were found good once are not checked again: that took a third of a short call's time."""
+        lengths = (self.max_tokens, self.min_tokens, self.n, self.logprob_start_len, self.top_logprobs_num)
+        draws = (self.temperature, self.top_p, self.top_k, self.min_p)
+        penalties = (self.frequency_penalty, self.presence_penalty, self.repetition_penalty)
+        values = (*lengths, *draws, *penalties)
+        key = (values, *map(type, values))  # 1, 1.0 and True are equal
+        try:
+            if key in _good_numbers:
+                return
+        except TypeError:  # a list, say: the checks say what is wrong
+            pass
+        self._check_lengths()
+        self._check_draws()
+        if len(_good_numbers) >= _MAX_GOOD_NUMBERS:
+            _good_numbers.clear()
+        _good_numbers.add(key)
+
+    def _check_lengths(self) -> None:
+        good = _is_int(self.min_tokens) and self.min_tokens >= 0
         if self.max_tokens != "fit":
-            _check(
-                _is_int(self.max_tokens) and self.max_tokens >= 0,
-                "max_tokens",
-                self.max_tokens,
-                "an int >= 0, or 'fit'",
-            )
-            fits = _is_int(self.min_tokens) and 0 <= self.min_tokens <= self.max_tokens
-            _check(fits, "min_tokens", self.min_tokens, f"0..max_tokens ({self.max_tokens})")
+            most = self.max_tokens
+            _check(_is_int(most) and most >= 0, "max_tokens", most, "an int >= 0, or 'fit'")
+            _check(good and self.min_tokens <= most, "min_tokens", self.min_tokens, f"0..max_tokens ({most})")
         else:
-            _check(_is_int(self.min_tokens) and self.min_tokens >= 0, "min_tokens", self.min_tokens, "an int >= 0")
+            _check(good, "min_tokens", self.min_tokens, "an int >= 0")
         _check(_is_int(self.n) and 1 <= self.n <= 128, "n", self.n, "1..128")
+        good = _is_int(self.logprob_start_len) and self.logprob_start_len >= -1
+        _check(good, "logprob_start_len", self.logprob_start_len, ">= 0, or -1 for the output only")
+        good = _is_int(self.top_logprobs_num) and 0 <= self.top_logprobs_num <= 128
+        _check(good, "top_logprobs_num", self.top_logprobs_num, "0..128")
+
+    def _check_draws(self) -> None:
         _check(_is_number(self.temperature) and self.temperature >= 0, "temperature", self.temperature, "a number >= 0")
         _check(_is_number(self.top_p) and 0 < self.top_p <= 1, "top_p", self.top_p, "0 < top_p <= 1")
         _check(_is_int(self.top_k) and (self.top_k == -1 or self.top_k >= 1), "top_k", self.top_k, "-1 (all) or >= 1")
@@ -132,26 +174,6 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             _check(_is_number(value) and -2 <= value <= 2, name, value, "-2..2")
         value = self.repetition_penalty
         _check(_is_number(value) and 0 < value <= 2, "repetition_penalty", value, "0 < repetition_penalty <= 2")
-        _check(len(self.stop) <= 32, "stop", self.stop, "at most 32 strings")
-        for text in self.stop:
-            good = isinstance(text, str) and 0 < len(text.encode()) <= 1024
-            _check(good, "stop", text, "non-empty strings of at most 1,024 bytes")
-        _check(len(self.stop_regex) <= 32, "stop_regex", self.stop_regex, "at most 32 patterns")
-        for text in self.stop_regex:
-            good = isinstance(text, str) and 0 < len(text.encode("utf-8", "surrogatepass")) <= 256
-            _check(good, "stop_regex", text, "non-empty patterns of at most 256 bytes")
-        _check(
-            all(_is_int(t) and t >= 0 for t in self.stop_token_ids), "stop_token_ids", self.stop_token_ids, "ids >= 0"
-        )
-        _check(len(self.logit_bias) <= 1024, "logit_bias", len(self.logit_bias), "at most 1,024 entries")
-        for token, bias in self.logit_bias.items():
-            _check(_is_int(token) and token >= 0, "logit_bias", token, "token ids >= 0 as keys")
-            _check(_is_number(bias) and -100 <= bias <= 100, "logit_bias", bias, "-100..100")
-        _check(self.seed is None or _is_int(self.seed), "seed", self.seed, "an int")
-        good = _is_int(self.logprob_start_len) and self.logprob_start_len >= -1
-        _check(good, "logprob_start_len", self.logprob_start_len, ">= 0, or -1 for the output only")
-        good = _is_int(self.top_logprobs_num) and 0 <= self.top_logprobs_num <= 128
-        _check(good, "top_logprobs_num", self.top_logprobs_num, "0..128")
 
     @property
     def is_greedy(self) -> bool:

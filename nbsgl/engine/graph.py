@@ -288,7 +288,8 @@ class GraphRunner:
         if branch.is_first and not before:
             before = self._begin_empty(branch)
         self._check_fits(branch, params, node.name)
-        one, spec, healed = msgspec.structs.replace(params, n=1), node.grammar, b""
+        one = params if params.n == 1 else msgspec.structs.replace(params, n=1)
+        spec, healed = node.grammar, b""
         if node.heal:
             healed, num_taken = self._take_back(branch, before)
         if healed:

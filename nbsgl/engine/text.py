@@ -21,7 +21,7 @@ from nbsgl.engine.tokenizer_files import AddedToken, TokenizerFiles, parts
 from nbsgl.errors import BadConfig, RequestError
 
 MEMO_CHARS = 8 << 20  # text whose encoding is remembered; ids take about as much again
-MEMO_MIN_CHARS = 64  # below that, encoding costs less than the memo
+MEMO_ENTRY_CHARS = 64  # what an entry takes beside its text
 
 APOSTROPHES = ("'", "\u2019")
 
@@ -112,8 +112,6 @@ class TextCodec:
             yield stretch
 
     def _stretch(self, text: str, *, prepend: bool) -> list[int]:
-        if len(text) < MEMO_MIN_CHARS:
-            return self._encode_plain(text, prepend)
         key = (text, prepend)
         with self._lock:
             if (known := self._memo.get(key)) is not None:
@@ -125,10 +123,10 @@ class TextCodec:
         with self._lock:
             if key not in self._memo and len(text) <= MEMO_CHARS:
                 self._memo[key] = ids
-                self._memo_chars += len(text)
+                self._memo_chars += len(text) + MEMO_ENTRY_CHARS
             while self._memo_chars > MEMO_CHARS:
                 (old, _), _ = self._memo.popitem(last=False)
-                self._memo_chars -= len(old)
+                self._memo_chars -= len(old) + MEMO_ENTRY_CHARS
         return ids
 
     def _encode_shared(self, prefixes: TextPrefixes, text: str, prepend: bool) -> list[int]:
