@@ -159,9 +159,9 @@ def test_engine_is_chosen_by_class_and_can_be_named(shared: GrammarCache, spec: 
 def test_tables_asked_for_by_name_are_an_error_where_there_are_none(shared: GrammarCache) -> None:
     with pytest.raises(BadGrammar, match="holds regular languages only"):
         grammar.check(GrammarSpec(kind="ebnf", text=RECURSIVE, engine="fsm"))
-    error = error_of(shared.request(regex("[ab]*a[ab]{14}", engine="fsm")))
+    error = error_of(shared.request(regex("[ab]*a[ab]{17}", engine="fsm")))
     assert isinstance(error, GrammarTooExpensive)
-    assert "4,096 states" in str(error)
+    assert "32,768 states" in str(error)
 
 
 def test_an_unknown_engine_is_named_with_those_there_are() -> None:

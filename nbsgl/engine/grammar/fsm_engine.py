@@ -11,6 +11,11 @@ from nbsgl.engine.grammar.vocab import TokenVocab
 from nbsgl.errors import BadGrammar, BadRegex
 from nbsgl.protocol import GrammarSpec
 
+# A field of sixteen letters of any script takes 5,000 states, most of them inside a character.  The dearest patterns
+# reach this limit in 1 s, in a helper, while the stand-in serves.
+MAX_STATES = 32_768
+MAX_BYTES = 32 << 20
+
 
 class FsmEngine:
     """See `grammar.Engine`."""
@@ -42,10 +47,10 @@ class FsmEngine:
         """`HandOver` where they would be too large."""
         tree = refuse_irregular(spec, tree_of(spec))
         try:
-            automaton = dfa.build(tree)
+            automaton = dfa.build(tree, MAX_STATES)
             if automaton.is_empty:
                 raise unsatisfiable(spec)
-            return build_tables(automaton, self.vocab)
+            return build_tables(automaton, self.vocab, MAX_BYTES)
         except dfa.TooManyStates as error:
             raise HandOver(f"its automaton has more than {error.limit:,} states") from None
         except TooLarge as error:
