@@ -27,8 +27,8 @@ def talk(s, topic):
     s += "Talk about " + topic + ": " + sgl.gen("first", max_tokens=6, ignore_eos=True)
     s += sgl.select("mood", choices=[" fine", " fair", " bad"])
     forks = s.fork(3)
-    for fork in forks:
-        fork += "A word on it: " + sgl.gen("word", max_tokens=3, ignore_eos=True)
+    for fork, what in zip(forks, ("it", "them", "us"), strict=True):
+        fork += f"A word on {what}: " + sgl.gen("word", max_tokens=3, ignore_eos=True)
     return list(forks)
 
 
