@@ -19,6 +19,10 @@ FIGURES: dict[tuple[str, str], dict[str, float]] = {
     ("qwen3-0.6b", "single"): {"sglang": 622.6, "vllm": 470.5},
     ("qwen3-0.6b", "nano"): {"sglang": 21859.0, "vllm": 21301.0},
     ("llama-3.1-8b", "start"): {"sglang": 59.5, "vllm": 84.6},
+    ("llama-3.1-8b", "select"): {"sglang": 5.15},  # programs: its frontend and server
+    ("llama-3.1-8b", "judge"): {"sglang": 5.37},
+    ("llama-3.1-8b", "chain"): {"sglang": 5.69},
+    ("llama-3.1-8b", "json"): {"sglang": 2.45},
 }
 
 

@@ -25,6 +25,7 @@ from nbsgl.bench.models import find_model, write_checkpoint
 from nbsgl.bench.session import Plan, Session, expand
 from nbsgl.bench.workloads import WORKLOADS, Ask, Workload, cut, make_workload
 from nbsgl.errors import ParameterError
+from tests.unit.tiny_tokenizers import byte_level
 
 # sha256 over all rounds: (-requests), then (prompt tokens, ids ..., output tokens) of each, as little-endian int32
 HASHES = {
@@ -364,7 +365,7 @@ def test_peers_figures_stand_only_beside_the_same_thing() -> None:
     assert peers.figures("NVIDIA H200", "qwen3-0.6b", "nano", "full", "dummy") == {"sglang": 21859.0, "vllm": 21301.0}
     assert peers.figures("NVIDIA A100", "qwen3-0.6b", "nano", "full", "dummy") == {}
     assert peers.figures("NVIDIA H200", "qwen3-0.6b", "nano", "tiny", "dummy") == {}
-    assert {name for _, name in peers.FIGURES} <= {*WORKLOADS, "start"}
+    assert {name for _, name in peers.FIGURES} == {*WORKLOADS, *programs.ARGUMENTS, "start"}
 
 
 def test_rates_and_times_are_both_shown_as_a_share_of_the_bound() -> None:
@@ -406,6 +407,27 @@ def test_the_loop_in_this_process_keeps_its_options(capsys: pytest.CaptureFixtur
     with pytest.raises(SystemExit):
         main(["bench", "steps", "--help"])
     assert "--batch" in capsys.readouterr().out
+
+
+def test_grammars_are_measured_on_every_engine_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from nbsgl.bench import grammars
+
+    monkeypatch.setattr(grammars, "REGEXES", grammars.REGEXES[:3])
+    monkeypatch.setattr(grammars, "SCHEMAS", grammars.SCHEMAS[:2])
+    folder, file = byte_level(tmp_path / "tokenizer"), tmp_path / "rows.jsonl"
+    arguments = ["--vocab", "380", "--tokenizer", str(folder), "--engine", "fsm", "llguidance", "--json", str(file)]
+    assert cli.main(["grammar", *arguments]) == 0
+    found = json.loads(file.read_text())
+    assert [(row["set"], row["engine"], row["refused"]) for row in found["rows"]] == [
+        (name, engine, 0) for name in ("regexes", "schemas") for engine in ("fsm", "llguidance")
+    ]
+    assert all(0 < row["compile_ms"]["p50"] <= row["compile_ms"]["p99"] for row in found["rows"])
+    (first,) = found["first"]
+    assert first["grammars"] == 5
+    assert 0 < first["cached_us"]["p50"] < 100
+    assert capsys.readouterr().out.splitlines()[-1] == json.dumps(found)
 
 
 def test_settings_of_the_engine_are_json_or_text() -> None:
