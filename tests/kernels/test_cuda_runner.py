@@ -237,7 +237,7 @@ def test_one_and_few_ways_answer_as_the_plain_one(loaded: LoadedModel, monkeypat
 def test_prompts_that_begin_are_attended_without_the_cache(
     loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In one step: a decode, an extend over a cached prefix, two prompts of one length and one of another."""
+    """In one step: a decode, an extend over a cached prefix, two prompts of a rounded length and one of another."""
     monkeypatch.setattr(dense, "LEAST_TOKENS", 9)
     monkeypatch.setattr(dense, "ROUNDING", 8)
     calls = []
@@ -248,17 +248,16 @@ def test_prompts_that_begin_are_attended_without_the_cache(
 
     monkeypatch.setattr(dense, "_causal", causal)
     rng = random.Random(1)
-    prompts = [[rng.randrange(VOCAB) for _ in range(n)] for n in (11, 30, 11, 11, 19)]
+    prompts = [[rng.randrange(VOCAB) for _ in range(n)] for n in (11, 30, 16, 16, 19)]
     slots = [range(i * 40, i * 40 + 40) for i in range(5)]
+    fresh = range(2, 5)
 
     def steps(runner: ModelRunner | CudaRunner) -> list[list[RowResult]]:
         first = [Row(0, 0, 8, prompts[0][:8], 0, slots[0], params=GREEDY), Row(1, 0, 8, prompts[1], 0, slots[1])]
-        second = [Row(i, 0, len(prompts[i]), prompts[i], 0, slots[i], params=GREEDY) for i in (2, 3, 4)]
+        second = [Row(i, 0, len(prompts[i]), prompts[i], 0, slots[i], params=GREEDY) for i in fresh]
         second.insert(1, Row(1, 8, 22, prompts[1], params=GREEDY))
         second.append(Row(0, 8, 1, prompts[0][:8], is_fed_back=True, params=GREEDY, run_idx=1))
-        last = [
-            Row(i, n, 1, prompts[i], is_fed_back=True, params=GREEDY, run_idx=1) for i, n in ((2, 11), (3, 11), (4, 19))
-        ]
+        last = [Row(i, len(prompts[i]), 1, prompts[i], is_fed_back=True, params=GREEDY, run_idx=1) for i in fresh]
         return [runner.launch(Batch(rows)).result() for rows in (first, second, last)]
 
     loaded.runner.forget()
@@ -269,3 +268,22 @@ def test_prompts_that_begin_are_attended_without_the_cache(
     layers = loaded.runner.model.config.num_layers
     assert sorted(set(calls)) == [(1, 24), (2, 16)]
     assert len(calls) == 2 * layers
+
+
+def test_prompts_of_one_rounded_length_are_one_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library keeps a plan for each shape and each stride it was ever asked for."""
+    asked = set()
+
+    def causal(*qkv: torch.Tensor) -> torch.Tensor:
+        asked.add(tuple((x.shape, x.stride()) for x in qkv))
+        return torch.nn.functional.scaled_dot_product_attention(*qkv, is_causal=True, enable_gqa=True)
+
+    monkeypatch.setattr(dense, "_causal", causal)
+    q, k, v = torch.randn(3 * dense.ROUNDING, 12, 4).split([4, 4, 4], dim=1)
+    for length in (513, 700, 1023, 1024):
+        for group in dense.groups_of([length], begin=3):
+            mixed = dense.attend_dense(group, q, k, v)
+            one = [x[3 : 3 + length].transpose(0, 1) for x in (q, k, v)]
+            expected = torch.nn.functional.scaled_dot_product_attention(*one, is_causal=True).transpose(0, 1)
+            torch.testing.assert_close(mixed, expected)
+    assert len(asked) == 1
