@@ -316,7 +316,9 @@ KEYWORDS = [{"uniqueItems": True}, {"divisibleBy": 2}, {"disallow": "string"}, {
 def test_unsupported_keyword_is_named_with_its_place(part: dict[str, Any]) -> None:
     keyword = next(iter(part))
     with pytest.raises(BadGrammar, match="supported") as caught:
-        grammar.check(schema({"type": "object", "properties": {"not": {"type": "array"}, "x": {"items": part}}}))
+        grammar.compile(
+            schema({"type": "object", "properties": {"not": {"type": "array"}, "x": {"items": part}}}), BYTES
+        )
     assert repr(keyword) in str(caught.value)
     assert caught.value.path == f"#/properties/x/items/{keyword}"
 
@@ -346,7 +348,7 @@ def test_unsupported_keyword_is_named_with_its_place(part: dict[str, Any]) -> No
 )
 def test_bad_schema_names_path_and_reason(text: str, path: str, reason: str) -> None:
     with pytest.raises(BadGrammar, match=reason) as caught:
-        grammar.check(GrammarSpec(kind="json_schema", text=text))
+        grammar.compile(GrammarSpec(kind="json_schema", text=text), BYTES)
     assert caught.value.path == path
     assert caught.value.kind == "json_schema"
     assert "no_forcing" not in str(caught.value)
@@ -369,7 +371,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("place", range(len(HOSTILE)))
 def test_hostile_specs_end_soon(place: int) -> None:
-    started = time.monotonic()
+    started = time.process_time()  # the machine may be busy
     try:
         matcher = grammar.compile(HOSTILE[place], BYTES).matcher()
         rng = np.random.default_rng(0)
@@ -380,7 +382,7 @@ def test_hostile_specs_end_soon(place: int) -> None:
             matcher.advance(int(rng.choice(tokens)))
     except GrammarError:
         pass
-    assert time.monotonic() - started < 6
+    assert time.process_time() - started < 6
 
 
 def test_nested_counts_are_too_expensive() -> None:

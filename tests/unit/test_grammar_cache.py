@@ -7,7 +7,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -85,7 +86,7 @@ def test_asking_for_what_is_there_takes_less_than_100_us(shared: GrammarCache) -
     assert sorted(times)[25] < 100e-6
 
 
-def test_least_recently_used_goes_first_and_bytes_are_counted() -> None:
+def test_grammar_cache_is_bounded() -> None:
     cache = GrammarCache(VOCAB, max_grammars=3)
     first = cache.get(regex("a0"))
     for i in range(1, 3):
@@ -331,7 +332,7 @@ def test_helper_out_of_time_is_killed(cache: GrammarCache, acts: object, monkeyp
     assert pending.wait(WAIT_S).engine == "llguidance"
     error = error_of(cache.request(regex("a+", engine="fsm")))
     assert isinstance(error, GrammarTooExpensive)
-    assert "0.3 s of compiling" in str(error)
+    assert "s of compiling" in str(error)
     until(lambda: not psutil.pid_exists(pid))
     assert time.monotonic() - begin < 10
 
@@ -352,43 +353,133 @@ def test_outlines_compiles_under_the_helper_s_clock(cache: GrammarCache, monkeyp
     monkeypatch.setattr(compiler, "COMPILE_S", 0.5)
     error = error_of(cache.request(regex(r"\w{1,500}\W{1,500}", engine="outlines")))
     assert isinstance(error, GrammarTooExpensive)
-    assert "0.5 s of compiling" in str(error)
+    assert "s of compiling" in str(error)
 
 
 def test_helpers_end_with_their_cache(cache: GrammarCache) -> None:
     cache.request(regex("a")).wait(WAIT_S)
     cache.request(GrammarSpec(kind="json", text="")).wait(WAIT_S)
-    pids = [cache.compiler.tables.pid, cache.compiler.prober.pid]
+    pids = [cache.compiler.tables.pid, cache.compiler.planner.pid]
     cache.close()
     until(lambda: not any(psutil.pid_exists(pid) for pid in pids if pid))
 
 
 # ---- hostile specs -------------------------------------------------------------------------------------------------
 
-WIDE = {"properties": {f"property {i}": {"type": "string", "maxLength": i} for i in range(9000)}}
-DEEP = {"type": "integer"}
-for _ in range(500):
-    DEEP = {"type": "array", "items": DEEP}
+
+def schema(value: Any) -> GrammarSpec:
+    return GrammarSpec(kind="json_schema", text=value if isinstance(value, str) else json.dumps(value))
+
+
+def ebnf(text: str) -> GrammarSpec:
+    return GrammarSpec(kind="ebnf", text=text)
+
+
+def lark(text: str) -> GrammarSpec:
+    return GrammarSpec(kind="lark", text=text)
+
+
+def choices(texts: list[str]) -> GrammarSpec:
+    return GrammarSpec(kind="choices", text=json.dumps(texts))
+
+
+def inside(value: Any, times: int, wrap: Callable[[Any], Any]) -> Any:
+    for _ in range(times):
+        value = wrap(value)
+    return value
+
+
+WIDE = {f"property {i}": {"type": "string", "maxLength": i} for i in range(9000)}
+STRINGS = {f"p{i}": {"type": "string"} for i in range(400)}
+CHAIN = {f"n{i}": {"$ref": f"#/$defs/n{i + 1}"} for i in range(900)} | {"n900": {"type": "null"}}
+FAN = {f"n{i}": {"anyOf": [{"$ref": f"#/$defs/n{i + 1}"}] * 4} for i in range(30)} | {"n30": {"type": "null"}}
+TWICE = {
+    f"n{i}": {"items": {"$ref": f"#/$defs/n{i + 1}"}, "contains": {"$ref": f"#/$defs/n{i + 1}"}} for i in range(40)
+}
+LATE = "(a|b)*a(a|b){%d}"
 HOSTILE = {
     "nested counts": regex("(a{1,1000}){1,1000}"),
+    "nested counts thrice": regex("((a{1,99}){1,99}){1,99}"),
     "subset explosion": regex("(a|b)*a(a|b){30}"),
+    "many subset explosions": regex("|".join(LATE % n for n in range(10, 60))),
+    "overlapping counts": regex("([ab]{1,90}a){9}"),
+    "gaps": regex("(.*a){60}.*"),
+    "gaps of words": regex(r"(\w*x){40}"),
     "counted words": regex(r"(\w+\s*)*\w{99}"),
-    "10,000 choices": GrammarSpec(kind="choices", text=json.dumps([f"choice {i * 7919}" for i in range(10_000)])),
-    "1 MB schema": GrammarSpec(kind="json_schema", text=json.dumps(WIDE)),
-    "500 deep": GrammarSpec(kind="json_schema", text=json.dumps(DEEP)),
+    "stars in stars": regex("(" * 60 + "a" + "*)" * 60 + "*"),
+    "options in options": regex("(" * 60 + "a" + "?)" * 60 + "b"),
+    "a large count": regex(r"[^\n]{0,10000}"),
+    "too large a count": regex("a{100000}"),
+    "a huge number": regex("a{1,99999999999999999999}"),
+    "every case of every letter": regex("(?i:" + "".join(map(chr, range(0x400, 0x1400))) + ")"),
+    "a thousand classes": regex("|".join(rf"[\w{chr(0x4E00 + i)}]\W" for i in range(1000))),
+    "4,000 words": regex("|".join(f"w{i * 7919}" for i in range(2200))),
     "deep parentheses": regex("(" * 500 + "a" + ")" * 500),
-    "deep ebnf": GrammarSpec(kind="ebnf", text="root ::= " + "(" * 500 + '"a"' + ")" * 500),
-    "deep lark": GrammarSpec(kind="lark", text="start: " + "(" * 5000 + '"a"' + ")" * 5000),
-    "long lark": GrammarSpec(kind="lark", text="start: " + " | ".join(f'"a{i}" start' for i in range(9000))),
-    "ebnf that doubles": GrammarSpec(
-        kind="ebnf",
-        text="root ::= r0\n" + "\n".join(f"r{i} ::= r{i + 1} r{i + 1}" for i in range(90)) + '\nr90 ::= "a"',
+    "a long pattern": regex("a" * (1 << 20)),
+    "an open class": regex("[" * 9999),
+    "unbalanced": regex("(" * 9999),
+    "catastrophe of backtracking": regex("(a+)+$"),
+    "10,000 choices": choices([f"choice {i * 7919}" for i in range(10_000)]),
+    "too many choices": choices([str(i) for i in range(10_001)]),
+    "a long choice": choices(["x" * 900_000]),
+    "half a character": choices(["\ud800"]),
+    "1 MB schema": schema({"properties": WIDE}),
+    "more than 1 MB": schema({"title": "x" * (1 << 20)}),
+    "500 deep": schema(inside({"type": "integer"}, 500, lambda one: {"type": "array", "items": one})),
+    "120 deep": schema(inside({"type": "integer"}, 60, lambda one: {"type": "array", "items": one})),
+    "2,000 objects": schema(inside({}, 11, lambda one: {"properties": {"a": one, "b": one}})),
+    "brackets": schema("[" * 100_000),
+    "400 strings": schema({"properties": STRINGS, "required": [*STRINGS]}),
+    "400 optional strings, closed": schema({"properties": STRINGS, "additionalProperties": False}),
+    "a chain of references": schema({"$ref": "#/$defs/n0", "$defs": CHAIN}),
+    "a fan of references": schema({"$ref": "#/$defs/n0", "$defs": FAN}),
+    "references twice each": schema({"$ref": "#/$defs/n0", "$defs": TWICE | {"n40": {"type": "null"}}}),
+    "a reference to itself": schema({"$ref": "#"}),
+    "not of not of itself": schema({"not": {"not": {"$ref": "#"}}}),
+    "all of many patterns": schema({"allOf": [{"type": "string", "pattern": LATE % n} for n in range(9, 40)]}),
+    "not a pattern": schema({"type": "string", "not": {"pattern": LATE % 25}}),
+    "one of many": schema({"oneOf": [{"properties": {f"p{i}": {"const": i}}} for i in range(40)]}),
+    "any of any of": schema(inside({"type": "null"}, 10, lambda one: {"anyOf": [one, {"items": one}]})),
+    "if in if": schema(inside(True, 6, lambda one: {"if": {"properties": {"a": one}}, "then": one, "else": one})),
+    "100,000 items": schema({"type": "array", "minItems": 100_000, "items": {"type": "integer"}}),
+    "a long string": schema({"type": "string", "minLength": 1_000_000}),
+    "a large multiple": schema({"type": "integer", "multipleOf": 999_999_937}),
+    "a fine multiple": schema({"type": "number", "multipleOf": 1e-300}),
+    "unique items": schema({"type": "array", "uniqueItems": True, "items": {"enum": [*range(10)]}}),
+    "pattern properties": schema({"patternProperties": {f"{LATE % n}": {"type": "null"} for n in range(5, 25)}}),
+    "deep ebnf": ebnf("root ::= " + "(" * 500 + '"a"' + ")" * 500),
+    "ebnf that doubles": ebnf(
+        "root ::= r0\n" + "\n".join(f"r{i} ::= r{i + 1} r{i + 1}" for i in range(90)) + '\nr90 ::= "a"'
     ),
+    "ebnf that calls itself first": ebnf('root ::= root root | root "a" | "a"'),
+    "ebnf without an end": ebnf("root ::= root"),
+    "a long chain of ebnf": ebnf(
+        "root ::= r0\n" + "\n".join(f"r{i} ::= [a-z] r{i + 1}?" for i in range(5000)) + "\nr5000 ::= root?"
+    ),
+    "empty rules": ebnf('root ::= ("" | root)* "a"'),
+    "deep lark": lark("start: " + "(" * 5000 + '"a"' + ")" * 5000),
+    "long lark": lark("start: " + " | ".join(f'"a{i}" start' for i in range(9000))),
+    "a long chain of lark": lark(
+        "start: r0\n" + "\n".join(f'r{i}: "a" r{i + 1}' for i in range(6000)) + '\nr6000: "b"'
+    ),
+    "lark with a pattern": lark(r"start: /(a|b)*a(a|b){30}/ start | /(.*a){60}/"),
+    "lark that includes": lark('%import common.INT\n%json {"type": "integer"}\nstart: INT'),
+    "no lark": lark("%" * 4000),
+    "no tags": GrammarSpec(kind="tags", text="[" * 99_999),
+    "1,000 tags": GrammarSpec(
+        kind="tags",
+        text=json.dumps(
+            {"tags": [{"begin": f"<f{i}>", "kind": "json", "text": "", "end": "</f>"} for i in range(1000)]}
+        ),
+    ),
+    "a long mark": regex("a", after="x" * 100_000),
+    "a long prefix": regex("a", prefix="x" * 100_000),
 }
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_grammars(shared: GrammarCache, name: str) -> None:
+    """An answer or an error in six seconds, of which five are the helper's; and the next grammar is served."""
     begin = time.monotonic()
     try:
         matcher = shared.request(HOSTILE[name]).wait(WAIT_S).matcher()
@@ -400,7 +491,16 @@ def test_hostile_grammars(shared: GrammarCache, name: str) -> None:
 
 
 def test_door_refuses_in_milliseconds_what_needs_no_vocabulary() -> None:
-    for name in ("nested counts", "500 deep", "deep parentheses", "deep ebnf", "deep lark"):
+    for name in (
+        "nested counts",
+        "500 deep",
+        "deep parentheses",
+        "deep ebnf",
+        "deep lark",
+        "no lark",
+        "no tags",
+        "a long mark",
+    ):
         begin = time.monotonic()
         with pytest.raises(GrammarError):
             grammar.check(HOSTILE[name])

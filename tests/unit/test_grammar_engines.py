@@ -16,8 +16,9 @@ import pytest
 
 from nbsgl.engine import grammar
 from nbsgl.engine.grammar import TokenVocab
-from nbsgl.errors import BadGrammar, Unsupported
+from nbsgl.errors import BadGrammar, GrammarError, Unsupported
 from nbsgl.protocol import GrammarSpec
+from tests.unit import schema_cases
 from tests.unit.grammar_cases import CASES
 from tests.unit.test_grammar_cache import VOCAB, mask, tags
 
@@ -175,7 +176,24 @@ def test_optional_engines_are_not_given_what_they_would_read_otherwise(engine: s
     pytest.importorskip({"outlines": "outlines_core"}.get(engine, engine))
     for kind, text in (("json", ""), ("lark", 'start: "a"'), ("json_schema", '{"type": "array"}')):
         with pytest.raises(BadGrammar, match="Leave engine out"):
-            grammar.check(GrammarSpec(kind=kind, text=text, engine=engine))  # type: ignore[arg-type]
+            grammar.compile(GrammarSpec(kind=kind, text=text, engine=engine), VOCAB)  # type: ignore[arg-type]
+
+
+def test_masks_are_equal_on_schemas_of_every_feature() -> None:
+    """What is regular in tables, and the same schema in rules by llguidance."""
+    compared, wrong = 0, {}
+    for place, (feature, schema, _) in enumerate(schema_cases.cases()):
+        spec = GrammarSpec(kind="json_schema", text=json.dumps(schema))
+        try:
+            tables = grammar.compile(spec, VOCAB)
+        except GrammarError:
+            continue
+        if tables.engine == "fsm":
+            compared += 1
+            if where := differing(tables, by("llguidance", spec), place, walks=2, steps=16):
+                wrong[f"{feature}: {spec.text}"] = where[0]
+    assert compared > 100
+    assert wrong == {}
 
 
 # ---- patterns read by the libraries themselves -----------------------------------------------------------------------

@@ -105,8 +105,6 @@ class PackingEngine(Engine, Protocol):
         """The grammar from its bytes, soon; it may keep them."""
 
 
-MAX_CHECKED = 64 << 10  # characters of a spec: milliseconds to read
-
 MODULES = {"fsm": "fsm_engine", "llguidance": "host", "xgrammar": "xgrammar", "outlines": "outlines"}
 _engines: dict[str, Callable[[], type[Engine]]] = {}
 
@@ -155,16 +153,11 @@ def compile(spec: GrammarSpec, vocab: TokenVocab) -> CompiledGrammar:
 
 
 def check(spec: GrammarSpec) -> None:
-    """Raise what `compile` would, as far as it needs no vocabulary, in milliseconds: for the door.
+    """Raise what `compile` would, as far as it is seen in milliseconds and without a vocabulary: for the door.
 
-    Of what is longer than MAX_CHECKED only size and form are checked; the rest is left to a helper of the worker,
-    under its clock.
+    Of JSON schemas, of tags and of what is long, only size and form are checked: all else is refused when they are
+    compiled, under a helper's clock.
     """
-    from nbsgl.engine.grammar.plans import plan_of, read_coarsely
+    from nbsgl.engine.grammar.plans import check_at_door
 
-    if len(spec.text) > MAX_CHECKED:
-        read_coarsely(spec)
-        return
-    plan = plan_of(spec)
-    if spec.kind == "lark":  # the only language whose errors its engine knows and we do not
-        engine_class(plan.engine).probe(spec, plan.source)
+    check_at_door(spec)

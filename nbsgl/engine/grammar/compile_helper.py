@@ -49,7 +49,18 @@ def _import_all(vocab: Any) -> None:
     if vocab is not None:
         len(vocab.trie)
     else:
-        from nbsgl.engine.grammar import host  # noqa: F401
+        _read_once()
+
+
+def _read_once() -> None:
+    """Classes, cases and formats of characters, made at first need in up to 0.1 s each."""
+    from nbsgl.engine.grammar.host import LlguidanceEngine
+    from nbsgl.engine.grammar.plans import plan_of
+    from nbsgl.protocol import GrammarSpec
+
+    schema = '{"properties": {"a": {"format": "date-time"}, "b": {"type": "number"}}}'
+    for spec in (GrammarSpec(kind="regex", text=r"(?i:k)\d\w\s\S.|\W"), GrammarSpec(kind="json_schema", text=schema)):
+        LlguidanceEngine.probe(spec, plan_of(spec).source)
 
 
 def _answered(job: Any, vocab: Any) -> tuple[Any, Any]:

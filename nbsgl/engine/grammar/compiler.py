@@ -1,12 +1,12 @@
-"""Compiling beside the worker's loop: tables in a helper process, host grammars in threads, a stand-in meanwhile.
+"""Compiling beside the worker's loop: specs are read and tables made in helper processes, host grammars in threads.
 
-    begin -> plan (a thread): which engine
-               fsm        -> the helper for tables: tables, or handed over to llguidance
-                          -> and a stand-in by llguidance, as its masks are the same
-               llguidance -> planned once more and probed in the second helper, then compiled here (a thread)
-             long specs   -> planned in the second helper
+    begin -> planner (a process): which engine, and in what words; llguidance is tried there
+               fsm        -> tables (a process): tables, or handed over to llguidance
+                          -> planner, then a stand-in by llguidance (a thread), as its masks are the same
+               llguidance -> compiled here (a thread), which lets go of the GIL
 
-The two helpers are two so that no grammar waits for another one's tables.
+Two processes, so that no grammar waits for another one's tables.  Nothing of a user's is parsed in the worker, and
+nothing is built there that did not end in a helper first.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
+
 from nbsgl import errors
-from nbsgl.engine.grammar import MAX_CHECKED, CompiledGrammar, Engine, HandOver, PackingEngine
+from nbsgl.engine.grammar import CompiledGrammar, Engine, HandOver, PackingEngine
 from nbsgl.engine.grammar.after import limited
 from nbsgl.engine.grammar.helper import Helper, HelperDied, HelperTimedOut
-from nbsgl.engine.grammar.plans import GENERAL, Plan, plan_of, too_expensive
+from nbsgl.engine.grammar.host import LlguidanceEngine
+from nbsgl.engine.grammar.plans import GENERAL, Plan, too_expensive
 from nbsgl.engine.grammar.tags import refuse_special
 from nbsgl.engine.grammar.vocab import TokenVocab
 from nbsgl.errors import NbsglError
@@ -31,9 +34,10 @@ from nbsgl.protocol import GrammarSpec
 
 logger = logging.getLogger("nbsgl")
 
-COMPILE_S = 5.0
+COMPILE_S = 5.0  # in helpers, from when the first of them begins
 NOMINAL_BYTES = 256 << 10  # of a grammar whose size nobody tells
-NUM_PLANNERS = 2
+PLAN_S = 2.5  # of them for reading the spec
+NUM_HOSTS = 2
 # The bytes that occur in UTF-8.  With a token for each, no state of a language is one that tokens cannot leave.
 _UTF8_BYTES = frozenset(range(0xC0)) | frozenset(range(0xC2, 0xF5))
 
@@ -51,10 +55,19 @@ class Flight:
         self.num_bytes = 0
         self.is_accident = False  # failed by no fault of its own: another try may do better
         self.making = threading.Lock()  # held while a host's grammar is compiled
+        self.is_general = True  # the general engine can hold it
+        self._deadline: float | None = None
         self._compiled: CompiledGrammar | None = None
         self._error: Exception | None = None
         self._ended = ended
         self._begun = time.perf_counter()
+
+    def left(self, limit_s: float) -> float:
+        """Seconds that helpers may still take, at most so many; the clock begins with the first call."""
+        now = time.monotonic()
+        if self._deadline is None:
+            self._deadline = now + COMPILE_S
+        return max(0.1, min(limit_s, self._deadline - now))
 
     def result(self) -> CompiledGrammar | None:
         """The grammar, None as long as there is none; raises its error."""
@@ -111,30 +124,30 @@ class Compiler:
     ) -> None:
         self.vocab, self._engine, self._notify = vocab, engine, notify
         self.num_accidents = 0  # compiles that a helper did not live to end, or that ran into its clock or memory
-        self.tables, self.prober = Helper(vocab, log), Helper(None, log)
-        self._plans = Lane("nbsgl-grammar", NUM_PLANNERS)
-        self._table_lane, self._probe_lane = Lane("nbsgl-tables"), Lane("nbsgl-probe")
+        self.planner, self.tables = Helper(None, log), Helper(vocab, log)
+        self._plan_lane, self._table_lane = Lane("nbsgl-plans"), Lane("nbsgl-tables")
+        self._host_lane = Lane("nbsgl-hosts", NUM_HOSTS)
         self._can_stand_in = vocab.byte_ids.keys() >= _UTF8_BYTES
 
     def warm_up(self) -> None:
         """Start both helpers; returns at once."""
+        self._plan_lane.put(self.planner.warm_up)
         self._table_lane.put(self.tables.warm_up)
-        self._probe_lane.put(self.prober.warm_up)
 
     def close(self) -> None:
         """End the helpers; what is under way fails."""
-        for helper, lane in ((self.tables, self._table_lane), (self.prober, self._probe_lane)):
+        for helper, lane in ((self.planner, self._plan_lane), (self.tables, self._table_lane)):
             helper.close()
             lane.put(helper.drop)
             lane.close()
-        self._plans.close()
+        self._host_lane.close()
 
     def begin(self, flight: Flight) -> None:
         """Compile in other threads; returns at once."""
-        self._put(self._plans, flight, self._plan)
+        self._put(self._plan_lane, flight, lambda: self._plan(flight))
 
-    def _put(self, lane: Lane, flight: Flight, act: Callable[..., None], *more: Plan) -> None:
-        lane.put(lambda: self._guard(flight, lambda: act(flight, *more)))
+    def _put(self, lane: Lane, flight: Flight, act: Callable[[], None]) -> None:
+        lane.put(lambda: self._guard(flight, act))
 
     def _guard(self, flight: Flight, act: Callable[[], None]) -> None:
         """Whatever happens, whoever waits hears of it."""
@@ -147,61 +160,67 @@ class Compiler:
             flight.fail(errors.decode(errors.encode(error)), is_accident=True)
 
     def _plan(self, flight: Flight) -> None:
-        """Read the spec here if it is short, else in a helper."""
+        """Which engine, and in what words: read in the planner, for a spec may be hostile to its reader too."""
         refuse_special(flight.spec, self.vocab)
-        if len(flight.spec.text) > MAX_CHECKED:
-            self._put(self._probe_lane, flight, self._probe)
-            return
-        plan = plan_of(flight.spec)
+        plan = self._planned(flight, flight.spec)
         if not self._is_packed(plan):
-            self._put(self._probe_lane, flight, self._probe)
+            self._put(self._host_lane, flight, lambda: self._compile(flight, plan))
             return
-        self._put(self._table_lane, flight, self._unpack, plan)
-        if self._may_hand_over(flight, plan) and self._can_stand_in:
-            self._stand_in(flight, plan)
+        self._put(self._table_lane, flight, lambda: self._unpack(flight, plan))
+        if self._may_hand_over(plan):
+            flight.is_general = self._is_general(flight, plan)
+            if flight.is_general and self._can_stand_in:
+                self._host_lane.put(lambda: self._stand_in(flight, plan))
+
+    def _is_general(self, flight: Flight, plan: Plan) -> bool:
+        """Whether the general engine can hold it too, tried in the planner where that may take too long."""
+        if LlguidanceEngine.is_bounded(plan.source):
+            return True
+        try:
+            self._planned(flight, msgspec.structs.replace(flight.spec, engine=GENERAL))
+        except NbsglError:  # the tables have the last word on what is wrong with a spec
+            return False
+        return True
+
+    def _planned(self, flight: Flight, spec: GrammarSpec) -> Plan:
+        try:
+            return self._tried_twice(lambda: self.planner.plan(spec, flight.left(PLAN_S)))
+        except (HandOver, HelperDied, HelperTimedOut) as limit:
+            self.num_accidents += not isinstance(limit, HandOver)
+            raise too_expensive(spec, str(limit)) from None
 
     def _is_packed(self, plan: Plan) -> bool:
         return isinstance(self._engine(plan.engine), PackingEngine)
 
     @staticmethod
-    def _may_hand_over(flight: Flight, plan: Plan) -> bool:
+    def _may_hand_over(plan: Plan) -> bool:
         return plan.engine == "fsm" and bool(plan.source)
-
-    def _probe(self, flight: Flight) -> None:
-        """In the second helper: the plan, and whether its engine can carry it out."""
-        try:
-            plan = self._tried_twice(lambda: self.prober.plan(flight.spec, COMPILE_S))
-        except HandOver as limit:
-            raise too_expensive(flight.spec, str(limit)) from None
-        except (HelperDied, HelperTimedOut) as accident:
-            self.num_accidents += 1
-            raise too_expensive(flight.spec, str(accident)) from None
-        if self._is_packed(plan):
-            self._put(self._table_lane, flight, self._unpack, plan)
-        else:
-            self._put(self._plans, flight, self._compile, plan)
 
     def _unpack(self, flight: Flight, plan: Plan) -> None:
         """What the helper with the vocabulary makes of it."""
         spec = flight.spec
         try:
-            data = self._tried_twice(lambda: self.tables.pack(spec, COMPILE_S))
-        except (HandOver, HelperDied, HelperTimedOut) as limit:
-            self.num_accidents += not isinstance(limit, HandOver)
-            if not self._may_hand_over(flight, plan):
-                raise too_expensive(spec, str(limit)) from None
-            logger.info("a grammar goes to %s: past the limit of tables, %s", GENERAL, limit)
-            self._put(self._plans, flight, self._hand_over, plan)
+            data = self._tried_twice(lambda: self.tables.pack(spec, flight.left(COMPILE_S)))
+        except (HandOver, HelperDied, HelperTimedOut) as error:
+            self.num_accidents += not isinstance(error, HandOver)
+            limit = str(error)
+            if not self._may_hand_over(plan):
+                raise too_expensive(spec, limit) from None
+            self._put(self._plan_lane, flight, lambda: self._hand_over(flight, plan, limit))
         else:
             engine = self._engine(plan.engine)
             assert isinstance(engine, PackingEngine)
             flight.finish(limited(engine.unpack(spec, data, plan.notes), self.vocab))
 
-    def _hand_over(self, flight: Flight, plan: Plan) -> None:
-        flight.finish(self._general(flight, plan))
+    def _hand_over(self, flight: Flight, plan: Plan, limit: str) -> None:
+        """In the planner's lane, where it is known by now whether the general engine can hold it."""
+        if not flight.is_general:
+            raise too_expensive(flight.spec, limit)
+        logger.info("a grammar goes to %s: past the limit of tables, %s", GENERAL, limit)
+        self._put(self._host_lane, flight, lambda: flight.finish(self._general(flight, plan)))
 
     def _stand_in(self, flight: Flight, plan: Plan) -> None:
-        """Its failure is none of the flight: the tables have the last word on what is wrong with a spec."""
+        """Its failure is none of the flight's."""
         try:
             self._general(flight, plan)
         except NbsglError:

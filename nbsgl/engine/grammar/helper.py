@@ -173,7 +173,7 @@ class Helper:
             data = channel.read(answer.size)
         except TimeoutError:
             self.drop()
-            raise HelperTimedOut(f"{timeout_s:g} s of compiling") from None
+            raise HelperTimedOut(f"{timeout_s:.1f} s of compiling") from None
         except (EOFError, OSError, msgspec.DecodeError):
             raise HelperDied(self.drop()) from None
         if answer.error is not None:

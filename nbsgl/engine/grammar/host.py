@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, TypeVar
 
 import llguidance
@@ -74,21 +74,43 @@ class LlguidanceEngine:
         return lark.source_of(spec, tree)
 
     @staticmethod
-    def probe(spec: GrammarSpec, source: str) -> None:
+    def validate(spec: GrammarSpec, source: str) -> None:
+        """Raise what is wrong with the source, of which nothing is built."""
         message = _call(source, lambda: llguidance.LLMatcher.validate_grammar(source, limits=_limits()))
         if message and not message.startswith("WARNING"):
             raise _complaint(spec, message)
 
+    @staticmethod
+    def probe(spec: GrammarSpec, source: str) -> None:
+        """Build what nothing bounds, over single bytes; the rest has its fuel."""
+        if LlguidanceEngine.is_bounded(source):
+            LlguidanceEngine.validate(spec, source)
+        else:
+            _start(spec, source, _byte_tokenizer())
+
+    @staticmethod
+    def is_bounded(source: str) -> bool:
+        """Whether a compile ends soon, by its fuel: not so where it decides if an intersection is empty."""
+        return "&" not in source and "~" not in source
+
     def compile(self, spec: GrammarSpec, source: str, notes: tuple[str, ...]) -> CompiledHostGrammar:
         """Compile, and make sure that there is at least one output."""
-        handle = self.tokenizer.handle
-        start = _call(source, lambda: llguidance.LLMatcher(handle, source, log_level=0, limits=_limits()))
-        if start.is_error():
-            raise _complaint(spec, start.get_error())
-        compiled = CompiledHostGrammar(spec, self.tokenizer, start, loosened=notes)
+        compiled = CompiledHostGrammar(spec, self.tokenizer, _start(spec, source, self.tokenizer), loosened=notes)
         if not compiled.matcher().words().any():
             raise unsatisfiable(spec)
         return compiled
+
+
+@cache
+def _byte_tokenizer() -> HostTokenizer:
+    return HostTokenizer(TokenVocab([bytes([byte]) for byte in range(256)], ()))
+
+
+def _start(spec: GrammarSpec, source: str, tokenizer: HostTokenizer) -> llguidance.LLMatcher:
+    start = _call(source, lambda: llguidance.LLMatcher(tokenizer.handle, source, log_level=0, limits=_limits()))
+    if start.is_error():
+        raise _complaint(spec, start.get_error())
+    return start
 
 
 def _call(source: str, call: Callable[[], Made]) -> Made:

@@ -7,6 +7,7 @@ that end inside a character there.  So its masks are narrower than the language;
 
 from __future__ import annotations
 
+import importlib.util
 from functools import cached_property
 from typing import Any
 
@@ -24,16 +25,21 @@ from nbsgl.protocol import GrammarSpec
 Words = NDArray[np.uint32]
 
 
-def _package() -> Any:
-    try:
-        import outlines_core
-    except ImportError as error:
+def _require() -> None:
+    """Look for the package without importing it."""
+    if importlib.util.find_spec("outlines_core") is None:
         raise Unsupported(
-            f"engine='outlines' needs a package that is not installed ({error.name}).",
+            "engine='outlines' needs a package that is not installed (outlines_core).",
             name="engine",
             value="outlines",
             hint='pip install "nbsgl[outlines]", or leave engine out.',
-        ) from None
+        )
+
+
+def _package() -> Any:
+    _require()
+    import outlines_core
+
     return outlines_core
 
 
@@ -54,7 +60,7 @@ class OutlinesEngine:
 
     @staticmethod
     def source_of(spec: GrammarSpec, tree: Syntax | NotRegular) -> str:
-        _package()
+        _require()
         found = refuse_irregular(spec, tree)
         if found == NOTHING:
             raise unsatisfiable(spec)

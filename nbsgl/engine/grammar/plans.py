@@ -7,7 +7,7 @@ from collections.abc import Callable
 import msgspec
 
 from nbsgl import structural_tags
-from nbsgl.engine.grammar import CompiledGrammar, Engine, HandOver, ebnf, engine_class, lark, schema
+from nbsgl.engine.grammar import CompiledGrammar, Engine, HandOver, engine_class, lark, schema
 from nbsgl.engine.grammar.after import limited
 from nbsgl.engine.grammar.syntax import NotRegular, Syntax
 from nbsgl.engine.grammar.tags import refuse_special
@@ -17,6 +17,7 @@ from nbsgl.errors import GrammarError, GrammarTooExpensive
 from nbsgl.protocol import GrammarSpec
 
 GENERAL = "llguidance"  # takes what the tables cannot, and stands in for them
+READ_AT_DOOR = 4_096  # characters: at most some ten milliseconds; 10,000 open brackets take seconds
 
 
 class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -40,20 +41,22 @@ def plan_of(spec: GrammarSpec) -> Plan:
     return Plan(name, source, notes_of(spec))
 
 
-def read_coarsely(spec: GrammarSpec) -> None:
-    """Raise what is seen of a long spec at once: that it is too long, or no JSON where it should be."""
+def check_at_door(spec: GrammarSpec) -> None:
+    """See `grammar.check`."""
     match spec.kind:
         case "json_schema":
             schema.parse(spec.text)
         case "tags":
             structural_tags.decode(spec.text)
-        case "ebnf":
-            if len(spec.text) > ebnf.MAX_BYTES:
-                ebnf.parse(spec.text)
-        case "lark":
+        case "lark":  # the only language whose errors its engine knows and we do not
+            from nbsgl.engine.grammar.host import LlguidanceEngine
+
             lark.check_lark(spec.text)
-        case _:
-            tree_of(spec)
+            if len(spec.text) <= READ_AT_DOOR:
+                LlguidanceEngine.validate(spec, plan_of(spec).source)
+        case _ if len(spec.text) <= READ_AT_DOOR:
+            tree = tree_of(spec)
+            engine_class(engine_of(spec, tree)).source_of(spec, tree)
 
 
 def engine_of(spec: GrammarSpec, tree: Syntax | NotRegular) -> str:

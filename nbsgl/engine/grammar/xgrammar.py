@@ -6,6 +6,7 @@ read in its own way.  Whatever has neither, or an intersection or complement in 
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -40,16 +41,21 @@ MAX_PRINTED = 4 << 20
 _SURROGATES = (0xD800, 0xDFFF)
 
 
-def _package() -> Any:
-    try:
-        import xgrammar
-    except ImportError as error:
+def _require() -> None:
+    """Look for the package without importing it: it brings torch along."""
+    if importlib.util.find_spec("xgrammar") is None:
         raise Unsupported(
-            f"engine='xgrammar' needs a package that is not installed ({error.name}).",
+            "engine='xgrammar' needs a package that is not installed (xgrammar).",
             name="engine",
             value="xgrammar",
             hint='pip install "nbsgl[xgrammar]", or leave engine out.',
-        ) from None
+        )
+
+
+def _package() -> Any:
+    _require()
+    import xgrammar
+
     return xgrammar
 
 
@@ -75,7 +81,7 @@ class XgrammarEngine:
 
     @staticmethod
     def source_of(spec: GrammarSpec, tree: Syntax | NotRegular) -> str:
-        _package()
+        _require()
         if tree == NOTHING:
             raise unsatisfiable(spec)
         if not isinstance(tree, NotRegular):
