@@ -122,7 +122,10 @@ def upload(stream: Stream, vocab: int) -> dict[str, Any]:
         launched.append(time.perf_counter() - begin)
         torch.cuda.synchronize()
         done.append(time.perf_counter() - begin)
-    num_bytes = sum(array.nbytes for array in (tables[0].class_of, tables[0].next, tables[0].row_of, tables[0].rows))
+    one = tables[0]
+    num_bytes = sum(
+        array.nbytes for array in (one.class_of, one.next, one.begin, one.low, one.high, one.row_of, one.rows)
+    )
     ms = {name: round(statistics.median(some) * 1e3, 3) for name, some in (("launched", launched), ("done", done))}
     return {"table_bytes": num_bytes, "upload_ms": ms}
 

@@ -16,7 +16,7 @@ from nbsgl.engine.kernels.tables import TableLines, gather_masks, step_states
 from nbsgl.engine.rng import draw_keys
 from nbsgl.engine.sampler import Sampler
 from nbsgl.protocol import SamplingParams
-from tests.unit.fake_tables import START, FakeTables, TableMatcher, make_tables
+from tests.unit.fake_tables import DEAD, START, FakeTables, TableMatcher, make_tables
 
 CPU = torch.device("cpu")
 VOCAB = 2_603  # neither whole blocks nor whole mask words
@@ -35,7 +35,7 @@ class Lines:
         several = [make_tables(seed + i, VOCAB - 40 * i, states=5 + 30 * i, classes=3 + 4 * i) for i in range(3)]
         self.arena = TableArena(CPU, VOCAB, 1 << 20)
         self.tables: list[FakeTables | None] = [rng.choice([None, *several]) for _ in range(num)]
-        self.at = [0 if t is None else rng.randrange(START, len(t.next)) for t in self.tables]
+        self.at = [0 if t is None else rng.randrange(START, t.num_states) for t in self.tables]
         self.rows = rng.sample(range(NUM_ROWS), num)
         self.arena.place(several)
         states = torch.full((NUM_ROWS,), -9, dtype=torch.int32)
@@ -129,12 +129,17 @@ def test_draws_follow_the_grammar_from_step_to_step() -> None:
 
 def test_broken_lines_are_told_and_get_a_valid_id() -> None:
     lines, params = Lines(3, 4), some_params(3, 4)
+    lines.tables[1] = next(t for seed in range(99) if not (t := make_tables(seed, VOCAB)).class_of[0])
+    lines.on_device.grammars[1] = lines.arena.place([lines.tables[1]])[0]
+    lines.at[1] = lines.on_device.given[1] = START + 1
     logits = torch.zeros(3, VOCAB)
     logits[1] = float("nan")
     logits[2, 77] = float("inf")
     tokens, is_finite = kernel_tokens(logits, params, lines)
     assert is_finite == [1, 0, 0]
     assert all(0 <= token < VOCAB for token in tokens)
+    assert lines.on_device.states.tolist() == lines.states_behind(tokens)
+    assert lines.on_device.states[lines.rows[1]] == DEAD, "where no mask allows what was drawn"
 
 
 def test_of_a_rows_lines_only_the_flagged_one_moves_its_state() -> None:
@@ -176,12 +181,15 @@ def test_gathered_masks_are_the_matchers_less_their_bans() -> None:
         assert bits.tolist() == (less if less.any() else allowed).tolist()
 
 
-def test_states_step_behind_other_draws() -> None:
+@pytest.mark.parametrize("is_allowed", [True, False])
+def test_states_step_behind_other_draws(is_allowed: bool) -> None:
+    """DEAD is behind what is not allowed, as a broken line may draw."""
     lines = Lines(15, 11)
     rng = random.Random(2)
-    tokens = [
-        0 if t is None else rng.choice(np.flatnonzero(t.allowed(at)).tolist()) for t, at in zip(lines.tables, lines.at)
+    choices = [
+        range(1) if t is None else np.flatnonzero(t.allowed(a) == is_allowed) for t, a in zip(lines.tables, lines.at)
     ]
+    tokens = [int(rng.choice(some)) for some in choices]
     wanted = lines.states_behind(tokens)
     step_states(lines.on_device, int32(*lines.rows), int32(*tokens))
     assert lines.on_device.states.tolist() == wanted

@@ -17,15 +17,23 @@ class FakeTables:
 
     class_of: NDArray[np.uint16]
     next: NDArray[np.uint16]
+    begin: NDArray[np.uint32]
+    low: NDArray[np.uint16]
+    high: NDArray[np.uint16]
     row_of: NDArray[np.uint16]
     rows: NDArray[np.uint32]
+    whole: NDArray[np.uint16]  # [S, C], the state behind each state and class: what the others are held to
+
+    @property
+    def num_states(self) -> int:
+        return len(self.whole)
 
     def behind(self, state: int, token: int) -> int:
-        return int(self.next[state, self.class_of[token]])
+        return int(self.whole[state, self.class_of[token]])
 
     def allowed(self, state: int) -> NDArray[np.bool_]:
-        """bool `[vocab]`, from `next` alone."""
-        return self.next[state][self.class_of] != DEAD
+        """bool `[vocab]`, from `whole` alone."""
+        return self.whole[state][self.class_of] != DEAD
 
     def along(self, tokens: list[int], state: int = START) -> list[int]:
         """The states before each token, and behind the last."""
@@ -55,7 +63,18 @@ def make_tables(seed: int, vocab: int, *, states: int = 9, classes: int = 5, eos
     padded[:, :vocab] = allowed
     words = np.packbits(padded, axis=1, bitorder="little").view(np.uint32)
     rows, row_of = np.unique(words, axis=0, return_inverse=True)
-    return FakeTables(class_of, nexts.astype(np.uint16), row_of.reshape(-1).astype(np.uint16), rows)
+    whole = nexts.astype(np.uint16)
+    return FakeTables(class_of, *_windows(whole), row_of.reshape(-1).astype(np.uint16), rows, whole)
+
+
+def _windows(whole: NDArray[np.uint16]) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+    """next, begin, low and high: of each state from its first class allowed to its last."""
+    places = [np.flatnonzero(line) for line in whole]
+    ends = np.array([(place[0], place[-1] + 1) if len(place) else (0, 0) for place in places])
+    low, high = ends.T.astype(np.uint16)
+    kept = [line[first:end] for line, (first, end) in zip(whole, ends)]
+    begin = np.cumsum([0, *map(len, kept)][:-1]).astype(np.uint32)
+    return np.concatenate(kept), begin, low, high
 
 
 class TableMatcher:

@@ -12,18 +12,22 @@ DEAD, DONE, START = 0, 1, 2
 
 def step(tables: Any, states: NDArray[Any], tokens: NDArray[Any]) -> NDArray[np.int64]:
     """The states behind tokens, each from its own state; ids past the table lead to DEAD."""
-    states, tokens = np.asarray(states, np.int64), np.asarray(tokens, np.int64)
-    known = (tokens >= 0) & (tokens < len(tables.class_of))
-    behind = tables.next[states, tables.class_of[np.where(known, tokens, 0)]]
-    return np.where(known, behind, DEAD).astype(np.int64)
+    known = range(len(tables.class_of))
+    pairs = zip(np.asarray(states).tolist(), np.asarray(tokens).tolist())
+    return np.array([tables.behind(state, token) if token in known else DEAD for state, token in pairs], np.int64)
 
 
 def mask(tables: Any, states: NDArray[Any]) -> NDArray[np.uint32]:
-    """The packed masks `[B, ceil(V / 32)]` of states, from `next` and `class_of` alone."""
-    allowed = tables.next[np.asarray(states, np.int64)][:, tables.class_of] != DEAD
+    """The packed masks `[B, ceil(V / 32)]` of states, from the states behind them and `class_of` alone."""
+    allowed = whole(tables)[np.asarray(states, np.int64)][:, tables.class_of] != DEAD
     padded = np.zeros((len(allowed), -(-allowed.shape[1] // 32) * 32), np.bool_)
     padded[:, : allowed.shape[1]] = allowed
     return np.packbits(padded, axis=1, bitorder="little").view(np.uint32)
+
+
+def whole(tables: Any) -> NDArray[np.uint16]:
+    """`[S, C]`, the state behind each state and class."""
+    return np.stack([tables.next_of(state) for state in range(tables.num_states)])
 
 
 def bits(words: NDArray[np.uint32]) -> set[int]:

@@ -7,8 +7,8 @@ import random
 import numpy as np
 import torch
 
-from nbsgl.engine.grammar.arena import HEADER, TableArena, arena_bytes
-from tests.unit.fake_tables import FakeTables, make_tables
+from nbsgl.engine.grammar.arena import HEADER, STATE, TableArena, arena_bytes
+from tests.unit.fake_tables import DEAD, FakeTables, make_tables
 
 CPU = torch.device("cpu")
 VOCAB = 101
@@ -24,13 +24,13 @@ def assert_lies(arena: TableArena, tables: FakeTables, begin: int) -> None:
     """The piece at `begin` answers every question as the tables do."""
     words = arena.block.numpy().view(np.uint32)[begin:]
     halves = words.view(np.uint16)
-    num_classes, nexts, row_of, rows = words[:HEADER].tolist()
-    assert num_classes == tables.next.shape[1]
-    for state in range(len(tables.next)):
+    class_of = int(words[0])
+    for state in range(tables.num_states):
+        at, nexts, ends = words.view(np.int32)[HEADER + STATE * state :][:STATE].tolist()
         for token in range(min(arena.vocab_size, len(tables.class_of))):
-            token_class = halves[2 * HEADER + token]
-            assert halves[nexts + state * num_classes + token_class] == tables.behind(state, token)
-        at = rows + halves[row_of + state] * arena.num_words
+            token_class = int(halves[class_of + token])
+            is_in = ends & 0xFFFF <= token_class < ends >> 16
+            assert (halves[nexts + token_class] if is_in else DEAD) == tables.behind(state, token)
         bits = np.unpackbits(words[at : at + arena.num_words].view(np.uint8), bitorder="little")
         known = np.zeros(len(bits), np.bool_)
         num = min(arena.vocab_size, len(tables.class_of))

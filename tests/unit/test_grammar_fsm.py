@@ -276,7 +276,7 @@ def test_forced_bytes(pattern: str, before: bytes, forced: bytes) -> None:
 def test_only_tokens_from_which_the_end_is_in_reach(name: str, pattern: str) -> None:
     vocab = HAND_MADE[name]
     grammar = compiled(pattern, vocab)
-    dense = Dense(grammar.tables.dfa, vocab.tokens, vocab.eos_ids)
+    dense = Dense(build(regex.parse(pattern)), vocab.tokens, vocab.eos_ids)
     for state in range(START, grammar.num_states):
         place = int(grammar.tables.byte_state[state])
         matcher = FsmMatcher(grammar, state)

@@ -15,7 +15,7 @@ from nbsgl.engine.grammar.mask_rows import expand
 from nbsgl.engine.grammar.tokens import DEAD, DONE, FAR, START, TokenTables, TooLarge, Unsatisfiable, build_tables
 from nbsgl.engine.grammar.trie import VocabTrie
 from tests.unit.small_vocabs import hand_made, small_vocabs
-from tests.unit.table_reference import Dense, bits, mask, step
+from tests.unit.table_reference import Dense, bits, mask, step, whole
 
 HAND_MADE = hand_made()
 PATTERNS = [
@@ -49,23 +49,39 @@ def check(dfa: ByteDfa, vocab: TokenVocab) -> None:
     tables = build_tables(dfa, vocab)
     token_state = {int(state): number for number, state in enumerate(tables.byte_state) if state >= 0} | {"done": DONE}
     assert token_state[1] == START
+    nexts = whole(tables)
     met, new = {1}, [1]
     while new:
         state = new.pop()
         number, wanted = token_state[state], dense.allowed(state)
-        row = tables.next[number][tables.class_of]
+        row = nexts[number][tables.class_of]
+        assert row.tolist() == [tables.behind(number, token) for token in range(len(vocab))]
         assert {t: row[t] for t in np.flatnonzero(row).tolist()} == {t: token_state[to] for t, to in wanted.items()}
         assert tables.dist[number] == dense.dist[state]
         assert tables.accepting[number] == dfa.accepting[state]
         new += [to for to in set(wanted.values()) - met if to != "done"]
         met |= set(new)
-    assert len(tables.next) == len(met) + 2
-    assert (tables.rows[tables.row_of] == mask(tables, np.arange(len(tables.next)))).all()
+    assert tables.num_states == len(met) + 2
+    assert (tables.rows[tables.row_of] == mask(tables, np.arange(tables.num_states))).all()
     assert bits(tables.rows[tables.row_of[DONE]]) == set(vocab.eos_ids)
     assert not tables.rows[tables.row_of[DEAD]].any()
     assert (tables.dist[[DEAD, DONE]] == [FAR, 0]).all()
-    for lines in (tables.rows, tables.next.T):
+    check_forced(dfa, tables)
+    for lines in (tables.rows, nexts.T):
         assert len({line.tobytes() for line in lines}) == len(lines)
+    low, high = tables.low.astype(int), tables.high.astype(int)
+    assert (low <= high).all()
+    assert len(tables.next) == (high - low).sum(), "windows lie one after the other,"
+    for state in np.flatnonzero(low < high):
+        assert nexts[state, low[state]] != DEAD != nexts[state, high[state] - 1], "and none is wider than it must be"
+
+
+def check_forced(dfa: ByteDfa, tables: TokenTables) -> None:
+    for state, line in enumerate(dfa.next[:, dfa.byte_class].tolist()):
+        onward = {byte: to for byte, to in enumerate(line) if to}
+        is_forced = len(onward) == 1 and not dfa.accepting[state]
+        wanted = next(iter(onward.items())) if is_forced else (-1, 0)
+        assert (tables.forced_byte[state], tables.forced_next[state]) == wanted
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)

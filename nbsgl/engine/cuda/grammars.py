@@ -113,7 +113,7 @@ class DeviceGrammars:
         if row not in self._hosted:
             return int(self.states[row])
         tables, state = self._hosted[row]
-        return int(tables.next[state, tables.class_of[int(self.last_tokens[row])]])
+        return int(tables.behind(state, int(self.last_tokens[row])))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,10 @@
 
 A grammar is a piece of the block; where it begins is all that a kernel is told.  In int32 words from there:
 
-    [0, 4)   number of token classes; where `next` begins and where `row_of`, in halves; where `rows` begins, in words
-    [4, ..)  class_of, uint16 `[vocab]`; then next, row_of (uint16) and rows, each from a multiple of 16 bytes on
+    [0]      where class_of begins, in halves
+    [4, ..)  three words a state: where its mask begins, in words; where its window would begin in `next` if it began
+             with class 0, in halves; low and high, the window's ends, in the lower and the upper half
+    then     class_of uint16 `[vocab]`, next (uint16), rows (the masks), each from a multiple of 16 bytes on
 
 Nothing is held between steps: what a step needs is there for that step, and what earlier ones needed stays until room
 is wanted.  So a sequence that ends, however it ends, has nothing to give back.
@@ -21,6 +23,7 @@ import numpy as np
 import torch
 
 HEADER = 4
+STATE = 3  # words
 ALIGNED = 4  # words: 16 bytes
 MAX_BYTES = 256 << 20
 CARD_SHARE = 128  # of a small card: 64 MiB of 8 GiB hold four of the largest grammars, and hundreds of usual ones
@@ -133,12 +136,11 @@ def _aligned(num_words: int) -> int:
 
 
 def _places(tables: Any, vocab_size: int, num_words: int) -> tuple[int, int, int, int]:
-    """Where next, row_of and rows begin, in words from the grammar's beginning, and where it ends."""
-    num_states, num_classes = tables.next.shape
-    nexts = HEADER + _aligned((vocab_size + 1) // 2)
-    row_of = nexts + _aligned((num_states * num_classes + 1) // 2)
-    rows = row_of + _aligned((num_states + 1) // 2)
-    return nexts, row_of, rows, rows + _aligned(len(tables.rows) * num_words)
+    """Where class_of, next and rows begin, in words from the grammar's beginning, and where it ends."""
+    class_of = HEADER + _aligned(STATE * len(tables.begin))
+    nexts = class_of + _aligned((vocab_size + 1) // 2)
+    rows = nexts + _aligned((len(tables.next) + 1) // 2)
+    return class_of, nexts, rows, rows + _aligned(len(tables.rows) * num_words)
 
 
 def _size_of(tables: Any, vocab_size: int, num_words: int) -> int:
@@ -147,13 +149,16 @@ def _size_of(tables: Any, vocab_size: int, num_words: int) -> int:
 
 def _pack(tables: Any, block: np.ndarray, vocab_size: int, num_words: int) -> None:
     """Write the tables to an int32 block of zeros.  Tokens that the tables do not know are not allowed anywhere."""
-    nexts, row_of, rows, _ = _places(tables, vocab_size, num_words)
+    class_of, nexts, rows, _ = _places(tables, vocab_size, num_words)
     halves, words = block.view(np.uint16), block.view(np.uint32)
-    block[:HEADER] = tables.next.shape[1], 2 * nexts, 2 * row_of, rows
+    block[0] = 2 * class_of
+    states = block[HEADER : HEADER + STATE * len(tables.begin)].reshape(-1, STATE)
+    states[:, 0] = rows + tables.row_of.astype(np.int32) * num_words
+    states[:, 1] = 2 * nexts + tables.begin.astype(np.int32) - tables.low
+    states.view(np.uint32)[:, 2] = tables.low | tables.high.astype(np.uint32) << 16
     num_known = min(vocab_size, len(tables.class_of))
-    halves[2 * HEADER : 2 * HEADER + num_known] = tables.class_of[:num_known]
-    halves[2 * nexts : 2 * nexts + tables.next.size] = tables.next.ravel()
-    halves[2 * row_of : 2 * row_of + len(tables.row_of)] = tables.row_of
+    halves[2 * class_of : 2 * class_of + num_known] = tables.class_of[:num_known]
+    halves[2 * nexts : 2 * nexts + len(tables.next)] = tables.next
     num = min(num_words, tables.rows.shape[1])
     masks = words[rows : rows + len(tables.rows) * num_words].reshape(-1, num_words)
     masks[:, :num] = tables.rows[:, :num]

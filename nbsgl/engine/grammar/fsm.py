@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,17 +25,22 @@ class CompiledFsm:
         """`loosened`: what of a schema the language does not hold to."""
         self.spec, self.loosened = spec, loosened
         self.tables = tables
-        self.num_states = len(tables.next)
+        self.num_states = tables.num_states
         self.table_bytes = tables.nbytes
         # A matcher's few steps a token are look-ups by plain numbers: a memoryview gives one in 40 ns, numpy in 100.
-        self.num_classes = tables.next.shape[1]
+        self.num_classes = tables.num_classes
         self.class_of = memoryview(tables.class_of)
-        self.next = memoryview(tables.next.reshape(-1))
+        self.next = memoryview(tables.next)
+        low = tables.low.tolist()
+        shift = (tables.begin.astype(np.int64) - tables.low).tolist()  # where class 0 would be in `next`
+        self.windows: list[tuple[int, int, int]] = list(zip(low, tables.high.tolist(), shift))
         self.accepting: list[bool] = tables.accepting.tolist()
-        self.finished: list[bool] = (tables.accepting & ~(tables.next > DONE).any(1)).tolist()
+        first = np.append(tables.next, np.uint16(DEAD))[tables.begin]  # behind the first class allowed; EOS is the last
+        self.finished: list[bool] = (tables.accepting & ((first <= DONE) | (tables.low == tables.high))).tolist()
         self.dist: list[int] = tables.dist.tolist()
         rows = list(tables.rows)
         self.words: list[Words] = [rows[row] for row in tables.row_of.tolist()]
+        self.forced_byte, self.forced_next = memoryview(tables.forced_byte), memoryview(tables.forced_next)
         self.farthest = int(tables.dist[DONE:].max())
         self._forced: dict[int, bytes] = {}  # by state, as asked for
 
@@ -52,23 +56,14 @@ class CompiledFsm:
         return known
 
     def _walk_forced(self, place: int) -> Iterator[int]:
-        dfa = self.tables.dfa
-        while place > 0 and (byte := self._forced_byte[place]) >= 0:
+        while place > 0 and (byte := self.forced_byte[place]) >= 0:
             yield byte
-            place = int(dfa.next[place, dfa.byte_class[byte]])
-
-    @cached_property
-    def _forced_byte(self) -> list[int]:
-        """Of each state of the byte automaton: the only byte that leads on, or -1; -1 where the language may end."""
-        dfa = self.tables.dfa
-        onward = dfa.next[:, dfa.byte_class] != 0
-        is_forced = (onward.sum(1) == 1) & ~dfa.accepting
-        return np.where(is_forced, onward.argmax(1), -1).tolist()
+            place = self.forced_next[place]
 
     def words_within(self, state: int, limit: int) -> Words:
         """Of the tokens allowed, those behind which at most `limit` - 1 more are needed; EOS if limit > 0."""
         tables = self.tables
-        behind = tables.next[state]
+        behind = tables.next_of(state)
         near = (behind != DEAD) & (tables.dist[behind] < limit)
         if np.count_nonzero(near) == np.count_nonzero(behind):
             return self.words[state]
@@ -109,7 +104,11 @@ class FsmMatcher:
         grammar = self.grammar
         if not 0 <= token < len(grammar.class_of):
             return False
-        behind = grammar.next[self.state * grammar.num_classes + grammar.class_of[token]]
+        token_class = grammar.class_of[token]
+        low, high, shift = grammar.windows[self.state]
+        if not low <= token_class < high:
+            return False
+        behind = grammar.next[shift + token_class]
         if behind == DEAD:
             return False
         self._before.append(self.state)

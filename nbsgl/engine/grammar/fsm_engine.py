@@ -14,7 +14,6 @@ from nbsgl.protocol import GrammarSpec
 # A field of sixteen letters of any script takes 5,000 states, most of them inside a character.  The dearest patterns
 # reach this limit in 1 s, in a helper, while the stand-in serves.
 MAX_STATES = 32_768
-MAX_BYTES = 32 << 20
 
 
 class FsmEngine:
@@ -50,7 +49,7 @@ class FsmEngine:
             automaton = dfa.build(tree, MAX_STATES)
             if automaton.is_empty:
                 raise unsatisfiable(spec)
-            return build_tables(automaton, self.vocab, MAX_BYTES)
+            return build_tables(automaton, self.vocab)
         except dfa.TooManyStates as error:
             raise HandOver(f"its automaton has more than {error.limit:,} states") from None
         except TooLarge as error:

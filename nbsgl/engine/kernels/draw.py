@@ -240,7 +240,7 @@ def _draw(
         grammar, row = tl.load(GRAMMARS + line), tl.load(ROWS + line)
         is_masked = grammar >= 0
         state = state_of(GIVEN, STATES, line, row, is_masked)
-        MASK = TABLES + words_at(TABLES, grammar, state, (vocab + 31) // 32, is_masked)
+        MASK = TABLES + words_at(TABLES, grammar, state, is_masked)
     best = tl.full([BLOCK], float("-inf"), tl.float32)
     best_ids = tl.zeros([BLOCK], tl.int32)
     is_bad = tl.zeros([BLOCK], tl.int32)

@@ -20,7 +20,7 @@ from nbsgl.engine.grammar import arena
 if TYPE_CHECKING:
     from nbsgl.engine.kernels.aot import Card, ModelShape, Variant
 
-HEADER = tl.constexpr(arena.HEADER)
+HEADER, STATE = tl.constexpr(arena.HEADER), tl.constexpr(arena.STATE)
 WORDS = 1024  # of a mask at once: 32k tokens
 LINES = 128  # stepped by one program
 
@@ -85,19 +85,21 @@ def state_of(GIVEN, STATES, line, row, is_there):
 
 
 @triton.jit
-def words_at(TABLES, grammar, state, num_words, is_there):
+def words_at(TABLES, grammar, state, is_there):
     """Where in TABLES the mask of a state begins."""
-    row_of = tl.load(TABLES + grammar + 2, mask=is_there, other=0)
-    rows = tl.load(TABLES + grammar + 3, mask=is_there, other=0)
-    return grammar + rows + half_at(TABLES, 2 * grammar + row_of + state, is_there) * num_words
+    return grammar + tl.load(TABLES + grammar + HEADER + STATE * state, mask=is_there, other=0)
 
 
 @triton.jit
 def state_behind(TABLES, grammar, state, token, is_there):
-    num_classes = tl.load(TABLES + grammar, mask=is_there, other=0)
-    nexts = tl.load(TABLES + grammar + 1, mask=is_there, other=0)
-    token_class = half_at(TABLES, 2 * (grammar + HEADER) + token, is_there)
-    return half_at(TABLES, 2 * grammar + nexts + state * num_classes + token_class, is_there)
+    """DEAD behind a token that is not allowed."""
+    class_of = tl.load(TABLES + grammar, mask=is_there, other=0)
+    place = TABLES + grammar + HEADER + STATE * state
+    begin = tl.load(place + 1, mask=is_there, other=0)
+    ends = tl.load(place + 2, mask=is_there, other=0)
+    token_class = half_at(TABLES, 2 * grammar + class_of + token, is_there)
+    is_in = is_there & (token_class >= (ends & 0xFFFF)) & (token_class < ((ends >> 16) & 0xFFFF))
+    return half_at(TABLES, 2 * grammar + begin + token_class, is_in)
 
 
 # ---- kernels -------------------------------------------------------------------------------------------------------
@@ -123,7 +125,7 @@ def _gather_masks(
     line = tl.load(CHOSEN + k)
     grammar = tl.load(GRAMMARS + line)
     state = state_of(GIVEN, STATES, line, tl.load(ROWS + line), True)
-    words_begin = words_at(TABLES, grammar, state, num_words, True)
+    words_begin = words_at(TABLES, grammar, state, True)
     first, end = tl.load(BEGINS + k), tl.load(BEGINS + k + 1)
     left = tl.zeros([BLOCK], tl.int32)
     for begin in tl.range(0, num_words, BLOCK):
