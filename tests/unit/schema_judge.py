@@ -16,6 +16,7 @@ from typing import Any
 from nbsgl.engine.grammar import dfa, json_syntax
 from nbsgl.engine.grammar.dfa_algebra import matches
 from nbsgl.errors import GrammarError
+from tests.unit import schema_bundle
 
 SUITE = Path(__file__).parents[1] / "data" / "json_schema_suite.json"
 DRAFT_7 = "http://json-schema.org/draft-07/schema#"
@@ -216,9 +217,15 @@ def judge(
     return RIGHT, ""
 
 
-def suite() -> Iterator[tuple[str, str, str, Any, list[tuple[Any, bool]]]]:
+def rank(verdict: tuple[str, str]) -> int:
+    """The smaller the better."""
+    return (RIGHT, REFUSED, WRONG).index(verdict[0])
+
+
+def suite(is_bundled: bool = True) -> Iterator[tuple[str, str, str, Any, list[tuple[Any, bool]]]]:
     """(draft, group, description, schema, tests) of the JSON-Schema-Test-Suite.
 
+    Documents that the suite has its runners hold ready are put into the schemas that refer to them, unless told not to.
     Without draft 7's optional group on the content of strings, which later drafts made an annotation.
     """
     data = json.loads(SUITE.read_text())
@@ -230,5 +237,8 @@ def suite() -> Iterator[tuple[str, str, str, Any, list[tuple[Any, bool]]]]:
                 schema = case["schema"]
                 if draft == "draft7" and isinstance(schema, dict) and "$schema" not in schema:
                     schema = {"$schema": DRAFT_7, **schema}
+                if is_bundled and isinstance(schema, dict):
+                    keyword = "definitions" if draft == "draft7" else "$defs"
+                    schema = schema_bundle.bundled(schema, data["remotes"], keyword)
                 tests = [(test["data"], test["valid"]) for test in case["tests"]]
                 yield draft, group, case["description"], schema, tests

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from nbsgl.engine.grammar import dfa, json_syntax
+from nbsgl.engine.grammar import dfa, json_syntax, regex
 from nbsgl.engine.grammar.dfa_algebra import matches, sample
+from nbsgl.engine.grammar.json import formats
 from nbsgl.engine.grammar.json.numbers import Numbers
-from nbsgl.engine.grammar.syntax import Syntax
+from nbsgl.engine.grammar.syntax import Syntax, both
 from nbsgl.errors import BadGrammar, GrammarError, GrammarTooExpensive
 from tests.unit import schema_judge
 
@@ -124,6 +125,21 @@ def test_multiples_are_just_the_multiples(step: str) -> None:
     ]
 
 
+@pytest.mark.parametrize("step", ["11", "97", "1.3", "0.11"])
+def test_multiples_without_a_small_pattern_are_rules(step: str) -> None:
+    schema = {"type": "number", "multipleOf": float(step) if "." in step else int(step), "minimum": -40}
+    with pytest.raises(json_syntax.NotRegular, match="multiples") as caught:
+        json_syntax.of_schema(json.dumps(schema))
+    assert caught.value.pointer == "#/multipleOf"
+    accepts = schema_judge.ours(schema)
+    texts = [*(str(i) for i in range(-130, 131)), *(f"{Decimal(i) / 100:f}" for i in range(1, 900, 7)), "-0", "0110"]
+    assert [text for text in texts if accepts(text)] == [
+        text
+        for text in texts[:-2]
+        if Decimal(text) % Decimal(step) == 0 and Decimal(text) >= -40 and ("." not in text or Decimal(step) % 1)
+    ]
+
+
 def test_not_under_a_bound_is_the_rest_of_the_numbers() -> None:
     found = automaton({"type": "number", "not": {"minimum": 3}})
     assert matches(found, b"2.999")
@@ -170,6 +186,106 @@ def test_open_objects_are_not_regular_and_say_where() -> None:
     assert caught.value.pointer.startswith("#")
 
 
+# ---- dialects --------------------------------------------------------------------------------------------------------
+
+DRAFT_2020 = "https://json-schema.org/draft/2020-12"
+DRAFT_2019 = "https://json-schema.org/draft/2019-09"
+
+
+def of_metaschema(vocabulary: dict[str, bool], metaschema_draft: str = f"{DRAFT_2020}/schema") -> dict[str, Any]:
+    """A schema whose metaschema is with it, and has this vocabulary."""
+    name = "https://example.com/meta"
+    metaschema = {"$id": name, "$schema": metaschema_draft, "$vocabulary": vocabulary}
+    return {"$schema": name, "$defs": {"meta": metaschema}, "type": "integer", "not": {"const": 5}}
+
+
+def test_a_vocabulary_that_the_metaschema_lacks_is_an_annotation_with_a_note() -> None:
+    schema = of_metaschema({f"{DRAFT_2020}/vocab/core": True, f"{DRAFT_2020}/vocab/validation": True})
+    found = json_syntax.of_schema(json.dumps(schema))
+    assert matches(dfa.build(found.tree), b"5")
+    assert not matches(dfa.build(found.tree), b'"5"')
+    assert found.notes == ("#/not: an annotation in the dialect that $schema names",)
+
+
+def test_a_metaschema_without_vocabularies_is_its_own_draft() -> None:
+    schema = of_metaschema({}, "http://json-schema.org/draft-07/schema#")
+    assert accepts(schema, "6")
+    assert not accepts(schema, "5")
+
+
+def test_a_schema_of_another_draft_is_read_as_that_draft() -> None:
+    item = {"prefixItems": [{"type": "string"}], "items": False}
+    name = "https://example.com/old"
+    inner = {**item, "$id": name, "$schema": f"{DRAFT_2019}/schema", "items": [{"type": "null"}]}
+    schema = {"type": "array", "maxItems": 1, "$ref": name, "$defs": {"old": inner}}
+    found = json_syntax.of_schema(json.dumps(schema))
+    assert [text for text in (b"[]", b"[null]", b'["a"]') if matches(dfa.build(found.tree), text)] == [b"[]", b"[null]"]
+    assert [note.partition(":")[0] for note in found.notes] == ["#/$defs/old/prefixItems"]
+    assert not accepts({"type": "array", **item}, "[null]")
+
+
+# ---- formats ---------------------------------------------------------------------------------------------------------
+
+
+def test_host_names_may_be_of_any_script() -> None:
+    names = host_names()
+    good = ["example.com", "b\u00fccher.example", "\u4f8b\u3048.\u30c6\u30b9\u30c8", "\u05d0\u05d1.com", "l\u00b7l"]
+    bad = [
+        "",
+        ".",
+        "-a",
+        "a-",
+        "xn--x",
+        "B\u00fccher",
+        "e\u0301",
+        "\u0301a",
+        "\u05d0a",
+        "1\u05d0",
+        "a\u00b7a",
+        "\u00fc" * 14,
+    ]
+    assert [name for name in good + bad if matches(names, name.encode())] == good
+
+
+def host_names() -> dfa.ByteDfa:
+    return dfa.build(formats.find("idn-hostname").written, 32_768)
+
+
+def test_host_names_of_any_script_are_valid_to_idna() -> None:
+    idna = pytest.importorskip("idna")
+    label = both([formats.find("idn-hostname").written, regex.parse("[^.\u3002\uff0e\uff61]*")])
+    names, rng = dfa.build(label, 32_768), random.Random(7)
+    for _ in range(60):
+        idna.encode(sample(names, rng).decode())
+
+
+def test_internationalised_addresses_have_such_a_host() -> None:
+    accepts = schema_judge.ours({"type": "string", "format": "idn-email"})
+    assert all(map(accepts, ('"\uc2e4\ub840@\uc2e4\ub840.com"', '"a.b@c.de"', '"a@[127.0.0.1]"')))
+    assert not any(map(accepts, ('"\uc2e4\ub840"', '"a@-b.de"', '"a b@c.de"', '"@c.de"')))
+
+
+@pytest.mark.parametrize(
+    ("good", "bad"),
+    [
+        ([r"([abc])+\s+$", "", "a|b|", "^(?:a|(b))*?$"], ["^(abc]", "(", ")", "a)", "((((a))))"]),
+        (["[a-z0-9_-]", "[^]", "[]", r"[\]\b-]"], ["[z-a]", "[", "]", "[a", r"[\w-z]", "[a-"]),
+        (["a{2}", "a{2,}?", "a{1,10}", "a{10,29}"], ["a{2,1}", "a{", "a{20,10}", "{2}", "a**", "*"]),
+        ([r"\d\x20\u00e9\cJ\/"], [r"\a", r"\Z", "\\", r"\x2", r"\u12"]),
+        (["(?=a)b", "(?<!a)b"], ["(?=a)*", "^*", "(?a)", "(?P<n>a)"]),
+    ],
+)
+def test_patterns_of_a_string_are_patterns_to_ecma(good: list[str], bad: list[str]) -> None:
+    found = automaton({"type": "string", "format": "regex"})
+    assert [text for text in good + bad if matches(found, json.dumps(text).encode())] == good
+
+
+def test_what_a_format_never_writes_is_not_written_under_its_negation() -> None:
+    times = {"type": "string", "format": "time"}
+    assert not any(accepts(schema, '"23:59:60Z"') for schema in (times, {"type": "string", "not": times}))
+    assert accepts({"type": "string", "not": times}, '"23:59:61Z"')
+
+
 # ---- complaints ------------------------------------------------------------------------------------------------------
 
 
@@ -184,7 +300,7 @@ def test_open_objects_are_not_regular_and_say_where() -> None:
         ({"type": "string", "pattern": "(a"}, "#/pattern"),
         ({"type": "string", "pattern": r"(a)\1"}, "#/pattern"),
         ({"patternProperties": {"(": True}}, "#/patternProperties/("),
-        ({"type": "string", "format": "regex"}, "#/format"),
+        ({"type": "string", "not": {"format": "regex"}}, "#/not/format"),
         ({"type": "object", "minProperties": 3}, "#/minProperties"),
         ({"minimum": "3"}, "#/minimum"),
         ({"minLength": -1}, "#/minLength"),
@@ -194,6 +310,9 @@ def test_open_objects_are_not_regular_and_say_where() -> None:
         ({"enum": 3}, "#/enum"),
         ({"required": "a"}, "#/required"),
         ({"$schema": "https://example.com/own"}, "#/$schema"),
+        (of_metaschema({"https://example.com/units": True}), "#/$schema"),
+        (of_metaschema({}, metaschema_draft="https://example.com/other"), "#/$schema"),
+        ({**of_metaschema({"https://example.com/units": False}), "unit": "m"}, "#/unit"),
         ({"type": "string", "minLength": 2, "maxLength": 1}, "#"),
         (False, "#"),
         ([], "#"),
@@ -253,6 +372,8 @@ def bomb(depth: int) -> Any:
         {"not": {"const": {f"k{i}": i for i in range(500)}}},
         {"unevaluatedProperties": False, "anyOf": [{"properties": {f"p{i}": True}} for i in range(30)]},
         {"patternProperties": {f"^{i}": {"minimum": i} for i in range(30)}},
+        {"allOf": [{"format": name} for name in ("idn-hostname", "idn-email", "regex", "hostname")], "type": "string"},
+        {"propertyNames": {"format": "regex"}, "patternProperties": {"b": {"not": {"format": "idn-email"}}}},
         bomb(9),
     ],
     ids=lambda schema: json.dumps(schema)[:40],

@@ -21,9 +21,10 @@ from nbsgl.engine.grammar import dfa, schema
 from nbsgl.engine.grammar.json.arrays import array_form
 from nbsgl.engine.grammar.json.cases import NEVER, Arrays, Case, Conj, Objects
 from nbsgl.engine.grammar.json.document import Document
-from nbsgl.engine.grammar.json.forms import NO_TEXT, Form, Lexeme, Recursive, Rule, Rules, choice
+from nbsgl.engine.grammar.json.forms import EMPTY, NO_TEXT, Form, Lexeme, Recursive, Rule, Rules, choice, sequence
 from nbsgl.engine.grammar.json.keywords import Unsupported
 from nbsgl.engine.grammar.json.machine import TooWide
+from nbsgl.engine.grammar.json.multiples import END
 from nbsgl.engine.grammar.json.numbers import Numbers
 from nbsgl.engine.grammar.json.objects import object_form
 from nbsgl.engine.grammar.json.solver import Solver
@@ -72,7 +73,7 @@ def read(text: str, *, whitespace: str = "spaced", on_unsupported: str = "error"
         raise GrammarTooExpensive(kind="json_schema", path="#", limit="nesting of schemas inside each other") from None
     if maker.rules.bodies[start.number] == NO_TEXT:
         raise schema.bad("", "no output can satisfy it")
-    return SchemaGrammar(maker.rules, start, tuple(maker.solver.notes))
+    return SchemaGrammar(maker.rules, start, tuple(dict.fromkeys([*document.notes, *maker.solver.notes])))
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +91,10 @@ class SchemaGrammar:
             return self.rules.tree(self.start)
         except Recursive as error:
             reason = "values here may hold values like themselves (close open objects and arrays to make it regular)"
+            if error.pointer.endswith("/multipleOf"):
+                reason = (
+                    "multiples of such a number have no small pattern (with minimum and maximum they may be listed)"
+                )
             raise NotRegular(f"#{error.pointer}", reason) from None
         except TooWide as error:
             raise NotRegular("#", str(error)) from None
@@ -184,11 +189,26 @@ class Maker:
     def _number(self, number: Numbers, pointer: str) -> Form:
         try:
             return self._lexeme(number.form)
-        except TooWide as error:
+        except TooWide:
+            pass
+        try:
+            return self._digits(number, f"{pointer}/multipleOf")
+        except (TooWide, dfa.TooManyStates) as error:
             self.solver.refuse(pointer, "multipleOf", f"the keyword 'multipleOf' is not supported here ({error})")
             return self._number(
                 Numbers(number.integer, number.low, number.low_open, number.high, number.high_open), pointer
             )
+
+    def _digits(self, number: Numbers, pointer: str) -> Form:
+        """Rules that read a number one character at a time."""
+        steps = number.steps
+        rules = [self.rules.add(pointer) for _ in steps]
+        for rule, step in zip(rules, steps):
+            self.rules.bodies[rule.number] = choice(
+                EMPTY if place == END else sequence([Lexeme(either(map(literal, chars))), rules[place]])
+                for place, chars in step.items()
+            )
+        return rules[0]
 
     def _held(self, form: Any, says: Any, nothing: Any, pointer: str) -> Form:
         try:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote, urljoin
 
+from nbsgl.engine.grammar.json import dialects
+from nbsgl.engine.grammar.json.dialects import Dialect
 from nbsgl.engine.grammar.schema import bad, escape
 
 ONE = frozenset(
@@ -18,17 +19,22 @@ ONE = frozenset(
 SEVERAL = frozenset({"allOf", "anyOf", "oneOf", "prefixItems", "items"})
 NAMED = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies"})
 
-_DRAFTS = re.compile(r"https?://json-schema\.org/(?:draft/(2020-12|2019-09)|draft-0([3467]))/schema#?")
-
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Site:
-    """A schema, its pointer from the document's root, the URI its references start from, and its draft (7, 2020)."""
+    """A schema, its pointer from the document's root, the URI its references start from, and its dialect.
+
+    What means nothing in the dialect is not in `schema`.
+    """
 
     schema: Any
     pointer: str
     base: str
-    draft: int
+    dialect: Dialect
+
+    @property
+    def draft(self) -> int:
+        return self.dialect.draft
 
 
 class Document:
@@ -36,12 +42,13 @@ class Document:
 
     def __init__(self, schema: Any) -> None:
         self.sites: dict[str, Site] = {}
+        self.notes: list[str] = []
         self._order: dict[str, int] = {}
         self._resources: dict[str, Site] = {}
         self._anchors: dict[tuple[str, str], Site] = {}
         self._dynamic: dict[str, list[Site]] = {}
         self._targets: set[str] = set()  # of references by pointer
-        self.root = self._enter(schema, "", "", 2020)
+        self.root = self._enter(schema, "", "", dialects.LATEST)
         self._resources.setdefault("", self.root)
         self._register(self.root)
 
@@ -50,42 +57,40 @@ class Document:
         schema, pointer = site.schema, site.pointer
         for key in keys:
             schema, pointer = schema[key], f"{pointer}/{escape(str(key))}"
-        return self._enter(schema, pointer, site.base, site.draft)
+        return self._enter(schema, pointer, site.base, site.dialect)
 
     def made(self, schema: Any, site: Site, name: str) -> Site:
         """A schema that stands nowhere in the text, as if it stood at this place."""
         pointer = f"{site.pointer}?{name}"
         if pointer not in self.sites:
             self.order(pointer)
-            self.sites[pointer] = Site(schema, pointer, site.base, 2020)
+            self.sites[pointer] = Site(schema, pointer, site.base, dialects.LATEST)
         return self.sites[pointer]
 
     def order(self, pointer: str) -> int:
         """Schemas in the order in which they were met."""
         return self._order.setdefault(pointer, len(self._order))
 
-    def _enter(self, schema: Any, pointer: str, base: str, draft: int) -> Site:
+    def _enter(self, schema: Any, pointer: str, base: str, dialect: Dialect) -> Site:
         if (known := self.sites.get(pointer)) is not None and known.base == base:
             return known
         if not isinstance(schema, (dict, bool)):
             raise bad(pointer, f"a schema is an object or a boolean, not {type(schema).__name__}")
         if isinstance(schema, dict):
-            draft = self._draft(schema, pointer, draft)
-            name = schema.get("$id", schema.get("id") if draft == 7 else None)
-            if isinstance(name, str) and not name.startswith("#") and not (draft == 7 and "$ref" in schema):
+            dialect = dialects.of_schema(schema, pointer, dialect)
+            is_old = dialect.draft == 7
+            name = schema.get("$id", schema.get("id") if is_old else None)
+            if isinstance(name, str) and not name.startswith("#") and not (is_old and "$ref" in schema):
                 base = urljoin(base, name).removesuffix("#")
+            schema = self._meant(schema, pointer, dialect)
         self.order(pointer)
-        return self.sites.setdefault(pointer, Site(schema, pointer, base, draft))
+        return self.sites.setdefault(pointer, Site(schema, pointer, base, dialect))
 
-    def _draft(self, schema: dict[str, Any], pointer: str, draft: int) -> int:
-        name = schema.get("$schema")
-        if not isinstance(name, str):
-            return draft
-        if (match := _DRAFTS.fullmatch(name)) is None:
-            if pointer:
-                return draft
-            raise bad("/$schema", f"{name!r} is not a draft that is known here; 2020-12 and 7 are")
-        return 2020 if match[1] else 7
+    def _meant(self, schema: dict[str, Any], pointer: str, dialect: Dialect) -> dict[str, Any]:
+        """Without the keywords that mean nothing in the dialect, which are noted."""
+        left_out = [keyword for keyword in schema if keyword in dialect.without]
+        self.notes += [f"#{pointer}/{keyword}: an annotation in the dialect that $schema names" for keyword in left_out]
+        return {key: schema[key] for key in schema if key not in dialect.without} if left_out else schema
 
     def _register(self, root: Site) -> None:
         queue = [root]
@@ -149,7 +154,7 @@ class Document:
         return self._follow(resource, fragment, reference, here)
 
     def _follow(self, site: Site, fragment: str, reference: str, here: str) -> Site:
-        schema, pointer, base, draft = site.schema, site.pointer, site.base, site.draft
+        schema, pointer, base, dialect = site.schema, site.pointer, site.base, site.dialect
         for part in fragment.split("/")[1:]:
             key = part.replace("~1", "/").replace("~0", "~")
             try:
@@ -158,7 +163,7 @@ class Document:
                 raise bad(here, f"{reference!r} leads to nothing") from None
             pointer = f"{pointer}/{escape(key)}"
             if isinstance(schema, dict) and isinstance(schema.get("$id"), str) and pointer in self.sites:
-                base, draft = self.sites[pointer].base, self.sites[pointer].draft
+                base, dialect = self.sites[pointer].base, self.sites[pointer].dialect
         if not isinstance(schema, (dict, bool)):
             raise bad(here, f"{reference!r} leads to what is no schema")
-        return self._enter(schema, pointer, base, draft)
+        return self._enter(schema, pointer, base, dialect)

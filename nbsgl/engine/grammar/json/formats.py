@@ -1,18 +1,27 @@
 """The formats that are held to, as sets of strings.
 
 Within a format some spellings are never written, though the standard allows them: leap seconds, internationalised
-labels (`xn--`) of host names, and host names of more than four labels with one of more than 14 characters.
+labels (`xn--`) of host names, host names of more than four labels with one of more than 14 characters, and what
+`json.idn` and `json.patterns` name.  A negated format excludes those as well.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 from nbsgl.engine.grammar import regex
-from nbsgl.engine.grammar.syntax import Syntax, both, negate
+from nbsgl.engine.grammar.json import idn, patterns
+from nbsgl.engine.grammar.syntax import Syntax, both, concat, either, negate
 
-# Formats of the standard that are no annotations and that no tree is known for.
-KNOWN = frozenset({"idn-email", "idn-hostname", "regex"})
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """`written`: strings of the format; `all`: no fewer than it has, None if no such set is known."""
+
+    written: Syntax
+    all: Syntax | None
+
 
 _LEAP_YEAR = r"(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:0[48]|[2468][048]|[13579][26])00)"
 _DATE = (
@@ -42,7 +51,8 @@ _HOSTNAME = "|".join(
         rf"{_host_label(14)}(?:\.{_host_label(14)}){{0,15}}",
     ]
 )
-_ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
+_ATEXT = r"A-Za-z0-9!#$%&'*+/=?^_`{|}~-"
+_ATOM = rf"[{_ATEXT}]+"
 _QUOTED = r'"(?:[ !#-\[\]-~]|\\[ -~])*"'
 
 _OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
@@ -116,12 +126,41 @@ _PATTERNS = {
 }
 
 
+# No fewer than a format has, where something of it is never written.
+_WIDER = {
+    "time": _TIME.replace(":[0-5][0-9](?", ":(?:[0-5][0-9]|60)(?"),
+    "hostname": _HOST,
+    "idn-hostname": r"[^\x00-,/:-@\[-`{-\x7f]+",
+    "idn-email": ".+@.+",
+    "email": rf"(?:{_ATOM}(?:\.{_ATOM})*|{_QUOTED})@(?:{_HOST}|\[[!-Z^-~]+\])",
+}
+_WIDER["date-time"] = rf"{_DATE}[Tt]{_WIDER['time']}"
+
+
 @lru_cache(maxsize=32)
-def find(name: str) -> Syntax | None:
-    """The strings of a format; None if there is no tree for it."""
+def find(name: str) -> Format | None:
+    """The strings of a format; None if it is not one of the standard."""
+    if name == "regex":
+        return Format(patterns.all_patterns(), None)
+    if name in ("idn-hostname", "idn-email"):
+        host = idn.host(_host_label(idn.MAX_ASCII))
+        return Format(host if name == "idn-hostname" else _idn_email(host), _tree(_WIDER[name]))
     if (pattern := _PATTERNS.get(name)) is None:
         return None
-    tree = regex.parse(f"(?s:{pattern})")
-    if name in ("date", "date-time"):
-        return both([tree, negate(regex.parse("0000-.*"))])
-    return tree
+    written = _dated(name, _tree(pattern))
+    return Format(written, _dated(name, _tree(_WIDER[name])) if name in _WIDER else written)
+
+
+def _tree(pattern: str) -> Syntax:
+    return regex.parse(f"(?s:{pattern})")
+
+
+def _dated(name: str, tree: Syntax) -> Syntax:
+    return both([tree, negate(_tree("0000-.*"))]) if name in ("date", "date-time") else tree
+
+
+def _idn_email(host: Syntax) -> Syntax:
+    """As `email`, with letters of any script (RFC 6531)."""
+    atom = rf"[{_UCS}{_ATEXT}]+"
+    before = rf"(?:{atom}(?:\.{atom})*|{_QUOTED})@"
+    return concat([_tree(before), either([host, _tree(rf"\[(?:{_IPV4}|IPv6:(?:{_IPV6}))\]")])])

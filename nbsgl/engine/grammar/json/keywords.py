@@ -278,12 +278,16 @@ class Keywords:
         name = site.schema[keyword]
         if not isinstance(name, str):
             raise bad(f"{site.pointer}/format", f"{name!r} is no name of a format")
-        if (tree := formats.find(name)) is not None:
-            return _about("string", keyword, Strings(parts=(tree,)), Strings(nots=(tree,)))
-        if name in formats.KNOWN:
-            raise Unsupported(site.pointer, keyword, f"the format {name!r} is not supported")
-        self.solver.note(f"#{site.pointer}/format: {name!r} is an annotation here")
-        return None
+        if (found := formats.find(name)) is None:
+            self.solver.note(f"#{site.pointer}/format: {name!r} is an annotation here")
+            return None
+
+        def no() -> Cases:
+            if found.all is None:
+                raise Unsupported(site.pointer, keyword, f"the format {name!r} is not supported under a negation")
+            return [Case(frozenset({"string"}), string=Strings(nots=(found.all,)))]
+
+        return Constraint(keyword, lambda: [Case(string=Strings(parts=(found.written,)))], no)
 
     # ---- arrays ------------------------------------------------------------------------------------------------------
 

@@ -6,12 +6,12 @@ without exponent and without -0: a set of values is then a regular set of texts,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
-from math import gcd
 
+from nbsgl.engine.grammar import dfa
 from nbsgl.engine.grammar.charset import charset
-from nbsgl.engine.grammar.json.machine import TooWide, language_of
+from nbsgl.engine.grammar.json.multiples import Steps, among, multiples_of, whole_step
 from nbsgl.engine.grammar.syntax import (
     EMPTY_TEXT,
     NOTHING,
@@ -143,6 +143,13 @@ class Numbers:
         if (listed := self._listed()) is not None:
             return either(map(literal, listed))
         return self._decimals(bool(whole))
+
+    @property
+    def steps(self) -> Steps:
+        """The same as an automaton, for multiples that no small tree knows; `TooWide` if even that is large."""
+        whole = bool(self.integer or any(is_whole(step) for step in self.multiples))
+        plain = dfa.build(replace(self, multiples=frozenset())._decimals(whole))
+        return among(plain, [whole_step(step, whole) for step in sorted(self.multiples)], whole)
 
     def _listed(self) -> list[str] | None:
         """The values one by one, if they are multiples within bounds and few."""
@@ -332,53 +339,3 @@ def _not_above(bound: Decimal, is_open: bool) -> Syntax:
     else:
         same = NOTHING if is_open else _ZEROS
     return either([less, concat([literal(str(whole)), same])])
-
-
-# ---- multiples -------------------------------------------------------------------------------------------------------
-
-
-def multiples_of(step: Decimal, whole: bool) -> Syntax:
-    """Decimals (`whole`: integers) with any sign that are multiples; one automaton for each prime power of the step."""
-    top, bottom = step.as_integer_ratio()
-    places = 0
-    while 10**places % bottom:
-        places += 1
-    number = top * (10**places // bottom)
-    if whole:
-        number //= gcd(number, 10**places)
-        places = 0
-    if number == 1:
-        return _scaled(1, places, whole)
-    return both(_scaled(power, places, whole) for power in _prime_powers(number))
-
-
-def _prime_powers(number: int) -> list[int]:
-    found, factor = [], 2
-    while factor * factor <= number and factor < 1000:
-        power = 1
-        while number % factor == 0:
-            power, number = power * factor, number // factor
-        if power > 1:
-            found.append(power)
-        factor += 1
-    return [*found, number] if number > 1 else found
-
-
-def _scaled(modulus: int, places: int, whole: bool) -> Syntax:
-    """Texts of digits, a point and digits whose value times 10**places is a multiple of the modulus."""
-    if modulus * (places + 1) > 2_000:
-        raise TooWide(f"multiples of a number with the factor {modulus:,}")
-
-    # A state is (digits behind the point, remainder); -1: no point yet.
-    def step(state: tuple[int, int], char: str) -> tuple[int, int] | None:
-        behind, rest = state
-        if char == ".":
-            return (0, rest) if behind < 0 and not whole else None
-        if behind == places:
-            return state if char == "0" else None
-        return (behind + (behind >= 0), (rest * 10 + int(char)) % modulus)
-
-    def accepts(state: tuple[int, int]) -> bool:
-        return state[1] * 10 ** (places - max(state[0], 0)) % modulus == 0
-
-    return concat([optional(MINUS), language_of((-1, 0), step, accepts, "0123456789.")])

@@ -154,7 +154,7 @@ class Solver:
 
     def _items_left(self, case: Case, site: Site, rest: Conj) -> Arrays:
         seen = [items for items in case.array.items if items.seen]
-        counts = [count.value for count in case.array.counts if count.seen]
+        counts = [count.value for count in case.array.counts if count.seen and site.draft != 2019]
         if any(items.has_rest for items in seen) or ANYTHING in counts:
             return Arrays(items=(Items(has_rest=True),))
         size = max([len(items.prefix) for items in seen], default=0)
