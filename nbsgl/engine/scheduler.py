@@ -2,9 +2,9 @@
 
 A step chooses a batch, launches it, and settles the one before.  What runs is decided in `_next_batch`: decodes and
 extends of the running sequences, then waiting ones in the order of the policy, all under the token budget, which is
-smaller while somebody reads along; when slots run out, unlocked leaves of the tree are evicted, then the running
-sequences retracted that lose the least.  One thread; every method returns at once; errors of one sequence end that
-sequence.
+smaller while somebody reads along; beginners wait for the rest of their burst (`bursts`); when slots run out, unlocked
+leaves of the tree are evicted, then the running sequences retracted that lose the least.  One thread; every method
+returns at once; errors of one sequence end that sequence.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from nbsgl import errors
 from nbsgl.engine import census, segment_runs
 from nbsgl.engine.admission import SLACK_SHARE, RoomEstimate, TokenBudget
 from nbsgl.engine.batch import Batch, Launched, Row, RowResult, Runner, SharedPrefix, StepOutOfMemory
+from nbsgl.engine.bursts import on_their_way
 from nbsgl.engine.grammar.forced import Encoder
 from nbsgl.engine.jump_forward import Draft, JumpForward, counted
 from nbsgl.engine.kv_pool import KVPool
@@ -121,6 +122,7 @@ class Scheduler:
         self._failures: OrderedDict[int, dict[str, Any]] = OrderedDict()
         self._arrivals = 0
         self._prefilled = self._decoded = 0  # in this step
+        self._lets_launch_first = False  # news of the last step was kept for this one
         self._settled_at = 0.0
 
     def _build_pool(self) -> None:
@@ -245,7 +247,8 @@ class Scheduler:
         return bool(self.compiling)
 
     def _report(self, begin: float) -> None:
-        if self._updates:
+        self._lets_launch_first = self._is_device_waiting and not self._lets_launch_first
+        if self._updates and not self._lets_launch_first:
             updates, self._updates = self._updates, []
             self._emit(updates)
         now = self._clock()
@@ -256,6 +259,11 @@ class Scheduler:
             self._prefilled = self._decoded = 0
         if self.strict:
             census.check(self)
+
+    @property
+    def _is_device_waiting(self) -> bool:
+        """Whether the next step may have work for a device that has none: then news can wait for its launch."""
+        return self.limits.overlap and self.flight is None and bool(self.running)
 
     def _is_held_by_grammars(self) -> bool:
         """Whether so many rows wait for their last token that running ahead would cost more than it saves."""
@@ -297,8 +305,17 @@ class Scheduler:
 
     def _plan(self) -> Plan | None:
         """One try at a batch: None if a running sequence cannot go on for want of slots."""
-        plan: Plan = []
         decodes, extends = self._ready()
+        if (extends or self.waiting) and not self._is_read_along():
+            now = on_their_way(decodes, self._clock())
+            plan = self._compose(now, extends) if len(now) < len(decodes) else None
+            if plan is not None and len(plan) > len(now):
+                return plan
+        return self._compose(decodes, extends)
+
+    def _compose(self, decodes: list[Sequence], extends: list[Sequence]) -> Plan | None:
+        """These, and as much of what waits as the budget has room for."""
+        plan: Plan = []
         budget = self.budget.now
         if len(decodes) + bool(extends) > budget:
             decodes, extends = self._take_turns(decodes, extends, budget)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from nbsgl.errors import Aborted
-from nbsgl.lang.executor import TICK_S
+from nbsgl.lang.executor import TICK_S, at_first_wait
 from nbsgl.lang.global_config import show_waited
 from nbsgl.lang.janitor import janitor
 from nbsgl.lang.state import ProgramState
@@ -23,7 +24,11 @@ WINDOW = 1024  # instances begun ahead of the first unfinished one, if the calle
 
 
 class Batch:
-    """Bodies run in a few threads, which do not wait for the gens they queue unless the caller limits `num_threads`."""
+    """Bodies run in threads, which do not wait for the gens they queue unless the caller limits `num_threads`.
+
+    A thread begins the next one when it first waits for the engine: bodies that only queue run in one, and do not take
+    turns with the thread that sends what they queued.
+    """
 
     def __init__(
         self, job: Job, backend: Backend, rows: Sequence[Mapping[str, Any]], num_threads: int | None, on_error: str
@@ -39,12 +44,14 @@ class Batch:
         self._errors: dict[int, BaseException] = {}
         self._broken: Exception | None = None  # no state could be made
         self._over: set[int] = set()  # bodies that have ended
+        self._num_threads = 0
+        self._most_threads = min(num_threads or max(96, 16 * (os.cpu_count() or 1)), len(rows))
 
     def states(self, progress_bar: bool) -> Iterator[ProgramState]:
         """Start, and yield each state when it and those before it are done.  Left early, it aborts the rest."""
         bar = _bar(len(self._rows)) if progress_bar else None
         try:
-            self._start()
+            self._add_threads(1)
             for i in range(len(self._rows)):
                 state = self._wait(i)
                 if bar is not None:
@@ -62,16 +69,21 @@ class Batch:
             if bar is not None:
                 bar.close()
 
-    def _start(self) -> None:
-        most = self._limit or max(96, 16 * (os.cpu_count() or 1))
-        for _ in range(min(most, len(self._rows))):
+    def _add_threads(self, most: int) -> None:
+        """So many more, if there are rows and threads left."""
+        with self._lock:
+            num = min(most, self._most_threads - self._num_threads, len(self._rows) - self._next)
+            self._num_threads += max(0, num)
+        for _ in range(num):
             threading.Thread(target=self._work, name="nbsgl-batch", daemon=True).start()
 
     def _wait(self, i: int) -> ProgramState:
         while i not in self._over:
             if self._broken is not None:
                 raise self._broken
-            self._news.acquire(timeout=TICK_S)
+            before = self._next
+            if not self._news.acquire(timeout=TICK_S) and self._next == before:
+                self._add_threads(self._num_threads)  # bodies that wait for something else than the engine
         state = self._states[i]
         assert state is not None
         state.wait_all()
@@ -100,6 +112,7 @@ class Batch:
     # ---- in the threads ----------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
+        at_first_wait(lambda: self._add_threads(1))
         while True:
             with self._lock:
                 i = self._next
@@ -118,6 +131,7 @@ class Batch:
                 continue
             self._run(i, state)
             del state
+            time.sleep(0)  # the thread that sends may want to run
 
     def _run(self, i: int, state: ProgramState) -> None:
         try:

@@ -42,6 +42,8 @@ def one_kind(kinds: Mapping[str, Any]) -> str | None:
 def constraint(kind: str | None, kinds: Mapping[str, Any], options: Mapping[str, Any]) -> Constraint:
     """The constraint of a gen with this kind of grammar, which may be none; every option that is not None counts."""
     given = {name: value for name, value in options.items() if value is not None}
+    if kind is None and not given and kinds.get("grammar") is None:
+        return Constraint()
     _check_words(given)
     engine = kinds.get("grammar") if kind != "grammar" else None
     _check_needs(kind, engine, given)

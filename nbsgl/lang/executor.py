@@ -45,6 +45,12 @@ from nbsgl.protocol import (
 logger = logging.getLogger("nbsgl")
 
 TICK_S = 0.1  # longest uninterrupted wait: a lost wake-up costs no more
+_at_first_wait = threading.local()
+
+
+def at_first_wait(call: Callable[[], None]) -> None:
+    """Call it once, when this thread is about to wait for an executor."""
+    _at_first_wait.call = call
 
 
 class Waiter(Protocol):
@@ -210,6 +216,8 @@ class Executor:
         waiter = threading.Lock()
         waiter.acquire()
         while not self.is_ready_or_watch(is_ready, waiter):
+            if (call := _at_first_wait.__dict__.pop("call", None)) is not None:
+                call()
             waiter.acquire(timeout=TICK_S)
 
     def is_ready_or_watch(self, is_ready: Callable[[], bool], waiter: Waiter) -> bool:

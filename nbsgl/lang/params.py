@@ -22,8 +22,26 @@ NAMES = [
 # fmt: on
 
 
+_good: dict[Any, dict[str, Any]] = {}  # what was checked before: a loop's gens are alike
+_MAX_GOOD = 256
+
+
 def checked(given: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters that are not None, under `SamplingParams`' names and types; `ParameterError` for a bad one."""
+    key = tuple([(name, value.__class__, value) for name, value in given.items() if value is not None])
+    try:
+        found = _good.get(key)
+    except TypeError:  # a list, say
+        return _checked(given)
+    if found is None:
+        found = _checked(given)
+        if len(_good) >= _MAX_GOOD:
+            _good.clear()
+        _good[key] = found
+    return dict(found)
+
+
+def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for written, value in given.items():
         if value is None:

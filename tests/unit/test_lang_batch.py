@@ -112,6 +112,28 @@ def test_num_threads_bounds_what_runs_at_a_time() -> None:
     fake.close()
 
 
+def threads_of(body, rows: int, backend: FakeBackend, **options) -> set[int]:
+    """The threads that ran the bodies."""
+    found = set()
+    program = sgl.function(lambda s: found.add(threading.get_ident()) or body(s))
+    program.run_batch([{}] * rows, backend=backend, **options)
+    return found
+
+
+def test_bodies_that_only_queue_run_in_one_thread(backend) -> None:
+    assert len(threads_of(lambda s: s.__iadd__(sgl.gen("x")), 50, backend)) == 1
+
+
+def test_bodies_that_wait_run_beside_one_another() -> None:
+    fake = FakeBackend(delay_s=0.2)
+    together = threading.Barrier(8, timeout=20)
+    of_engine = threads_of(lambda s: s.__iadd__(sgl.gen("x")) and s["x"], 8, fake)
+    elsewhere = threads_of(lambda s: together.wait(), 8, fake)
+    assert len(of_engine) == len(elsewhere) == 8
+    assert len(threads_of(lambda s: s.__iadd__(sgl.gen("x")) and s["x"], 9, fake, num_threads=3)) == 3
+    fake.close()
+
+
 def test_a_progress_bar_counts_the_rows(backend, capsys) -> None:
     echo.run_batch([("a",)] * 3, backend=backend, progress_bar=True)
     assert "3/3" in capsys.readouterr().err

@@ -265,13 +265,15 @@ class Interruptor:
     """Raises KeyboardInterrupt at the n-th line of the language that this thread carries out.
 
     Not at `with ...lock:` itself: a tracer sees that line again before the release, where CPython looks for no signal.
+    Nor in `__del__`, where CPython reports what is raised and goes on.
     """
 
     def __init__(self, n: int) -> None:
         self.left, self.fired = n, False
 
     def __call__(self, frame, event, arg):
-        return self.line if frame.f_code.co_filename.startswith(LANG) else None
+        code = frame.f_code
+        return self.line if code.co_filename.startswith(LANG) and code.co_name != "__del__" else None
 
     def line(self, frame, event, arg):
         if event == "line" and not self.fired:
