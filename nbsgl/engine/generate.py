@@ -42,6 +42,7 @@ from nbsgl.protocol import (
 Answer = dict[str, Any]
 
 TICK_S = 0.1
+AT_ONCE = 16
 
 # SGLang's name -> ours
 NAMES = {
@@ -345,7 +346,7 @@ class Generation:
         news: queue.SimpleQueue[list[AnyEvent]] = queue.SimpleQueue()
         run = self.open_run(news.put)
         try:
-            run.submit([node for request in made for node in request.nodes])
+            _submit(run, made)
             while any(request.answers is None for request in made):
                 try:
                     events = news.get(timeout=TICK_S)
@@ -360,7 +361,7 @@ class Generation:
         news: asyncio.Queue[list[AnyEvent]] = asyncio.Queue()
         run = self.open_run(lambda events: loop.call_soon_threadsafe(news.put_nowait, events))
         try:
-            run.submit([node for request in made for node in request.nodes])
+            _submit(run, made)
             while any(request.answers is None for request in made):
                 try:
                     events = await asyncio.wait_for(news.get(), TICK_S)  # a tick: a kernel's interrupt needs one
@@ -370,6 +371,12 @@ class Generation:
                     yield answer
         finally:
             run.close()
+
+
+def _submit(run: Run, made: list[Request]) -> None:
+    """A few at a time: the first ones are computed while the others are on their way."""
+    for i in range(0, len(made), AT_ONCE):
+        run.submit([node for request in made[i : i + AT_ONCE] for node in request.nodes])
 
 
 def _logprob_arguments(return_logprob: Any, start_len: Any, top_num: Any) -> dict[str, Any]:

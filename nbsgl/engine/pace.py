@@ -1,4 +1,5 @@
-"""How many known tokens a step may compute while somebody reads along: learnt from what the steps before took."""
+"""What steps take, learnt from those before: how many known tokens one may compute while somebody reads along, and how
+long the next one can be left open for arrivals."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ SIZE_STEP = 32
 STRETCH = 2.5  # a step may take so many times what it takes with its decodes alone
 RECENT_STEPS, ENOUGH_STEPS = 8, 4
 RECENT_COSTS = 3  # the cost grows with the context: an old one is a wrong one
+LONG, SURE = 1024, 0.7  # tokens of a step that is foreseen, and the part of its time that is counted on
 
 
 class Pace:
@@ -21,6 +23,7 @@ class Pace:
         self.least, self.most = least, most
         self._steps: dict[int, deque[float]] = {}  # number of decodes, in powers of two -> seconds without extends
         self._costs: deque[float] = deque(maxlen=RECENT_COSTS)  # seconds per known token
+        self._long: deque[float] = deque(maxlen=RECENT_STEPS)  # seconds per token of long steps
 
     def saw(self, seconds: float, num_decodes: int, num_extended: int) -> None:
         """A step of so many decodes and so many known tokens has taken that long."""
@@ -31,6 +34,14 @@ class Pace:
         elif 2 * num_extended >= self.least:  # what a few tokens cost is lost in what a step costs
             alone = self._alone(num_decodes) or 0.0
             self._costs.append(max(0.0, seconds - alone) / num_extended)
+        if num_extended >= LONG:
+            self._long.append(seconds / (num_decodes + num_extended))
+
+    def at_least(self, num_decodes: int, num_extended: int) -> float:
+        """Seconds that such a step will take, rather too few than too many; 0 where that is not known."""
+        if num_extended < LONG or not self._long:
+            return 0.0
+        return SURE * min(self._long) * (num_decodes + num_extended)
 
     def limit(self, num_decodes: int) -> int:
         """Most known tokens beside so many decodes.

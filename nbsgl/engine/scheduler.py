@@ -42,6 +42,7 @@ from nbsgl.protocol import GrammarSpec, TreeNode
 
 log = logging.getLogger("nbsgl")
 
+LAUNCH_S = 0.01  # to choose and launch a step of many rows
 GRANT_AHEAD = 16  # slots for so many tokens at once: a decode row asks the pool once in 16 steps
 REMEMBERED_FAILURES = 1024  # ended sequences whose error a child opened later still gets
 NO_TOKENS: range = range(0)
@@ -259,6 +260,14 @@ class Scheduler:
             self._prefilled = self._decoded = 0
         if self.strict:
             census.check(self)
+
+    def patience(self) -> float:
+        """Seconds for which the next step can wait for arrivals: those of a long step, as long as they would fit."""
+        flight = self.flight
+        if flight is None or sum(len(seq.tokens) for seq in self.waiting.values()) >= self.budget.now:
+            return 0.0
+        ends = max(flight.launched_at, self._settled_at) + self.pace.at_least(flight.num_decodes, flight.num_extended)
+        return max(0.0, ends - LAUNCH_S - self._clock())
 
     @property
     def _is_device_waiting(self) -> bool:

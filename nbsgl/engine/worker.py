@@ -127,8 +127,9 @@ class Worker:
         """Run until told to stop."""
         is_busy = prepares = False
         while not self._is_stopping:
-            for message in self.link.receive(0.0 if is_busy or prepares else IDLE_S):
-                self._take(message)
+            self._take_all(0.0 if is_busy or prepares else IDLE_S)
+            while not self._is_stopping and (wait_s := self.scheduler.patience()) > 0:
+                self._take_all(min(wait_s, IDLE_S))
             if is_busy := self.scheduler.has_work or self.scheduler.awaits_grammars:
                 self._is_clean, self._idle_since = False, None
                 is_busy = self.scheduler.step()
@@ -139,6 +140,10 @@ class Worker:
                 prepares = self._use_idle_time(now)
             elif now - self._last_swept >= SWEEP_S:
                 self._sweep(now)
+
+    def _take_all(self, wait_s: float) -> None:
+        for message in self.link.receive(wait_s):
+            self._take(message)
 
     def _beat(self, now: float) -> None:
         if now - self._last_sent >= BEAT_S:

@@ -8,6 +8,7 @@ import pytest
 
 from nbsgl.engine.batch import Batch, Launched, RowResult
 from nbsgl.engine.pace import LEAST, MOST, Pace
+from nbsgl.engine.scheduler import LAUNCH_S
 from tests.sim.helpers import Engine, forced, greedy
 
 LONG = 32_768
@@ -252,3 +253,25 @@ def test_a_few_known_tokens_teach_nothing() -> None:
     for _ in range(10):
         pace.saw(15e-3, 1, 8)
     assert pace.limit(1) == 736
+
+
+def test_a_step_waits_for_arrivals_no_longer_than_the_device_has_work() -> None:
+    bench = Bench(cost_of(6e-3), overlap=True, token_budget=4096)
+    scheduler = bench.engine.scheduler
+    bench.engine.add(1, forced(*[1] * 4096), greedy(50))
+    bench.steps(1)
+    assert scheduler.patience() == 0  # nothing is known of such steps
+    bench.prefill(2, length=40_000)
+    for seq in range(3, 5):
+        bench.engine.add(seq, forced(*[seq] * 3000), greedy(2))
+        bench.step()
+        patience = scheduler.patience()
+        device_s = scheduler.runner.free_at - bench.engine.now
+        assert 0.4 * device_s < patience < device_s - LAUNCH_S
+        bench.engine.now += patience  # as the worker does
+        bench.engine.add(seq + 10, forced(*[seq] * 5000), greedy(1))
+        assert scheduler.patience() == 0  # enough is there for the next one
+        bench.steps(8)
+    bench.steps(5)
+    assert scheduler.flight is None or scheduler.patience() == 0  # a decode
+    assert len(bench.engine.ids(13, 1)) == 1
