@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbsgl.engine.grammar import CompiledGrammar, Matcher
-from nbsgl.engine.jump_forward import Edge, JumpForward
+from nbsgl.engine.jump_forward import JumpForward, Known
 from nbsgl.errors import GrammarError, ParameterError, Unsupported
 from nbsgl.protocol import GrammarSpec, GrammarUse
 
@@ -44,7 +44,7 @@ class Constraint:
         self.matcher: Any = compiled.matcher()
         self.tables: Any = getattr(compiled, "tables", None)
         self.jump: JumpForward | None = None
-        self.edges: dict[Any, Edge] = {}
+        self.known = Known()
         self._rest: Sequence[int] = ()  # of the proposal that the masks narrow to
         self.num_taken = 0
         self.proposed = self.accepted = self.steps_saved = self.stood_in = 0
@@ -137,6 +137,22 @@ class Constraint:
             self._rest = edge.ids
         return self._rest
 
+    def habit(self, most: int) -> tuple[list[int], list[int]]:
+        """Tokens that the model is used to write from here on where text is forced, and the states behind them."""
+        if self.tables is None or not self.tokens or self.is_near_limit(0):
+            return [], []
+        return self.known.habits.chain(self.matcher.state, self.tokens[-1], most)
+
+    def learn(self, begin: int, num_tokens: int) -> None:
+        """Remember how forced text was spelt: by `tokens[begin:]`, of which it has just taken so many."""
+        if self.tables is None or self.jump is None or not begin:
+            return
+        states = [*self.matcher.states_before(num_tokens), self.matcher.state]
+        for i in range(num_tokens):
+            if self.compiled.forced_bytes(states[i]):
+                before, token = self.tokens[begin + i - 1 : begin + i + 1]
+                self.known.habits.saw(states[i], before, token, states[i + 1])
+
     def is_near_limit(self, num_pending: int) -> bool:
         """Whether the mask depends on how many tokens are left, with so many drawn that the host has not seen."""
         return self.fits and self.limit - self.num_taken - num_pending <= self.compiled.farthest
@@ -167,7 +183,7 @@ class Constraint:
         self.compiled, self.matcher, self.pending = compiled, matcher, None
         self.tables = getattr(compiled, "tables", None)
         if self.jump is not None:
-            self.edges = self.jump.edges_of(compiled)
+            self.known = self.jump.known_of(compiled)
 
     def use(self) -> GrammarUse:
         """What it did."""

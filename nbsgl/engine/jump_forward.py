@@ -1,21 +1,23 @@
 """Jump-forward: several tokens in one step where a grammar leaves no choice.
 
-"verify": the canonical spelling of forced text is a draft.  One extend draws a token at each of its places; they count
-up to and including the first that differs from the draft.  So what comes out is what comes out one by one: each token
-is drawn from the same logits, mask and random number.  "canonical": where there is a proposal, the mask is its first
-token alone, so its tokens are appended without being drawn.  Both depend on the tokens so far and on nothing else.
+"verify": forced text as the model has spelt it before (`habits`), or its canonical spelling, is a draft.  One extend
+draws a token at each of its places; they count up to and including the first that differs from the draft.  So what
+comes out is what comes out one by one: each token is drawn from the same logits, mask and random number.  "canonical":
+where there is a proposal, the mask is its first token alone, so its tokens are appended without being drawn.  What
+comes out depends on the tokens so far alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import eq
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from nbsgl.engine.batch import Row, RowResult
 from nbsgl.engine.grammar.forced import Encoder, propose, tail_of
+from nbsgl.engine.habits import Habits
 from nbsgl.engine.stop import Ending, Vocab
 from nbsgl.errors import GrammarError
 from nbsgl.protocol import SamplingParams
@@ -53,7 +55,15 @@ class Draft:
 
     ids: Sequence[int]
     states: Sequence[int]
-    edge: Edge
+    edge: Edge | None  # of a canonical one
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Known:
+    """What is known of a grammar's forced text."""
+
+    edges: dict[Any, Edge] = field(default_factory=dict)
+    habits: Habits = field(default_factory=Habits)
 
 
 class JumpForward:
@@ -61,16 +71,16 @@ class JumpForward:
 
     def __init__(self, vocab: Vocab, encode: Encoder | None) -> None:
         self._vocab, self._encode = vocab, encode
-        self._edges: WeakKeyDictionary[Any, dict[Any, Edge]] = WeakKeyDictionary()
+        self._known: WeakKeyDictionary[Any, Known] = WeakKeyDictionary()
         self.proposed = self.accepted = self.steps_saved = 0
 
     def serve(self, constraint: Constraint) -> None:
         """Let a run's grammar have proposals, if it asks for them."""
         if self._encode is not None and constraint.spec.jump != "off":
-            constraint.jump, constraint.edges = self, self.edges_of(constraint.compiled)
+            constraint.jump, constraint.known = self, self.known_of(constraint.compiled)
 
-    def edges_of(self, compiled: CompiledGrammar) -> dict[Any, Edge]:
-        return self._edges.setdefault(compiled, {})
+    def known_of(self, compiled: CompiledGrammar) -> Known:
+        return self._known.setdefault(compiled, Known())
 
     def edge(self, constraint: Constraint) -> Edge | None:
         """What is forced where the constraint is; None if nothing is."""
@@ -78,11 +88,12 @@ class JumpForward:
             return None
         matcher, tail = constraint.matcher, tail_of(constraint.tokens, self._vocab)
         place = matcher.state if constraint.tables is not None else matcher.forced_bytes()
-        edge = constraint.edges.get((place, tail))
+        edges = constraint.known.edges
+        edge = edges.get((place, tail))
         if edge is None:
-            if len(constraint.edges) >= MOST_EDGES:
-                constraint.edges.clear()
-            edge = constraint.edges[place, tail] = self._new_edge(constraint, tail)
+            if len(edges) >= MOST_EDGES:
+                edges.clear()
+            edge = edges[place, tail] = self._new_edge(constraint, tail)
         return edge if edge.ids else None
 
     def _new_edge(self, constraint: Constraint, tail: bytes) -> Edge:
@@ -114,23 +125,33 @@ class JumpForward:
         params = run.params
         if _draws_alone(params) or constraint.num_taken + ahead < params.min_tokens:
             return None
-        edge = self.edge(constraint)
-        if edge is None or not edge.is_worth_it:
-            return None
+        ids, states, edge = self._spelling(constraint)
         most = min(most, run.limit - constraint.num_taken - ahead - 1)
-        ids = edge.ids[ahead : ahead + most]
+        ids = ids[ahead : ahead + most]
         if len(ids) < LEAST_DRAFT or constraint.is_near_limit(ahead + len(ids)):
             return None
-        first = (-1,) if ahead else (constraint.matcher.state,) if edge.states else ()
-        return Draft(ids, (*first, *edge.states[ahead : ahead + len(ids)]), edge)
+        first = (-1,) if ahead else (constraint.matcher.state,) if states else ()
+        return Draft(ids, (*first, *states[ahead : ahead + len(ids)]), edge)
+
+    def _spelling(self, constraint: Constraint) -> tuple[Sequence[int], Sequence[int], Edge | None]:
+        """What is most likely to come: tokens, the states behind them (of tables), and the edge if it is canonical.
+
+        The canonical spelling is taken where it goes on from the habit, or where there is none.
+        """
+        ids, states = constraint.habit(MOST_DRAFT)
+        edge = self.edge(constraint)
+        if edge is None or not edge.is_worth_it or list(edge.ids[: len(ids)]) != ids:
+            return ids, states, None
+        return edge.ids, edge.states, edge
 
     def settled(self, constraint: Constraint, draft: Draft, taken: Sequence[int]) -> None:
         """Of a row with this draft these tokens count."""
         num_accepted = sum(map(eq, draft.ids, taken))  # only the last one taken can differ
         self._count(constraint, len(draft.ids), num_accepted, len(taken) - 1)
-        draft.edge.num_tries += 1
-        draft.edge.num_proposed += len(draft.ids)
-        draft.edge.num_accepted += num_accepted
+        if draft.edge is not None:
+            draft.edge.num_tries += 1
+            draft.edge.num_proposed += len(draft.ids)
+            draft.edge.num_accepted += num_accepted
 
     def _count(self, constraint: Constraint, proposed: int, accepted: int, saved: int) -> None:
         for who in (self, constraint):

@@ -757,18 +757,21 @@ class Scheduler:
         run.num_pending -= 1 + len(row.draft)
         if run.first_at is None:
             run.first_at = self._clock()
-        num_before = len(seq.tokens)
+        num_before, constraint = len(seq.tokens), run.constraint
+        num_matched = constraint.num_taken if constraint is not None else 0
         try:
-            ending = segment_runs.take_tokens(run, seq.tokens, counted(row, result, run.constraint), result)
+            ending = segment_runs.take_tokens(run, seq.tokens, counted(row, result, constraint), result)
         except GrammarError as error:
             self._fail(seq, error)
             return None
         num_taken = len(seq.tokens) - num_before
         self.stats.decode_tokens += num_taken
         self._decoded += num_taken
+        if constraint is not None:
+            constraint.learn(num_before, constraint.num_taken - num_matched)
         if entry.draft is not None:
-            assert run.constraint is not None
-            self.jump.settled(run.constraint, entry.draft, seq.tokens[-num_taken:])
+            assert constraint is not None
+            self.jump.settled(constraint, entry.draft, seq.tokens[-num_taken:])
             # what was computed behind the last token that counts is as if it had not been: its slots are granted ahead
             seq.settled_len += num_taken - 1
             seq.kv_len = seq.settled_len

@@ -103,8 +103,10 @@ class ToyMatcher:
         return steps if states else 65_535
 
     def forced_bytes(self) -> bytes:
-        text = self.grammar.spec_text
-        return b"" if text.isdigit() else text[self.state - FIRST :].split("?")[0].encode()
+        return self.grammar.forced_bytes(self.state)
+
+    def states_before(self, num_tokens: int) -> list[int]:
+        return self._states[len(self._states) - 1 - num_tokens : -1]
 
     def rollback(self, num_tokens: int) -> None:
         if num_tokens:
@@ -127,6 +129,10 @@ class ToyGrammar:
 
     def matcher(self) -> ToyMatcher:
         return ToyMatcher(self, [FIRST])
+
+    def forced_bytes(self, state: int) -> bytes:
+        text = self.spec_text
+        return b"" if text.isdigit() else text[state - FIRST :].split("?")[0].encode()
 
 
 class ToyPending:

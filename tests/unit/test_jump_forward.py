@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from nbsgl.engine import jump_forward
 from nbsgl.engine.batch import Row, RowResult
+from nbsgl.engine.habits import Habits
 from nbsgl.errors import GrammarTooExpensive
 from nbsgl.protocol import GrammarSpec, SamplingParams
 from tests.sim.helpers import Engine, forced, greedy
@@ -129,7 +130,7 @@ def test_places_where_drafts_fail_are_left_alone() -> None:
     for seq in range(60):
         engine.add(seq, forced(*PROMPT, seq % 9, seq % 7), greedy(40, size="any", temperature=1.0, seed=seq))
     engine.run()
-    edges = engine.scheduler.jump.edges_of(grammar).values()
+    edges = engine.scheduler.jump.known_of(grammar).edges.values()
     tried = [edge for edge in edges if edge.num_tries >= jump_forward.TRIES]
     assert tried
     poor = [edge for edge in tried if not edge.is_worth_it]
@@ -277,3 +278,56 @@ def test_a_compile_that_fails_leaves_the_stand_in() -> None:
     engine.steps(1)
     assert engine.ids(1, 1) == alone(greedy(9, size="12"))
     assert not engine.scheduler.standing_in
+
+
+# ---- habits ----------------------------------------------------------------------------------------------------------
+
+
+def engine_with(grammar: ToyGrammar, **limits: Any) -> Engine:
+    """All runs share one compiled grammar in tables, and what is known of it."""
+    return Engine(has_tables=True, num_slots=4096, compile_grammar=lambda spec: grammar, **limits)
+
+
+def test_what_a_model_wrote_twice_is_drafted_the_third_time() -> None:
+    text = "cabcabbcabcab"
+    engine = engine_with(ToyGrammar(text, VOCAB, has_tables=True))
+    uses, batches = [], []
+    for seq in range(1, 5):
+        before = engine.scheduler.stats.batches
+        engine.add(seq, forced(*PROMPT), greedy(40, size=text))
+        engine.run()
+        assert engine.ids(seq, 1) == alone(greedy(40, size=text))
+        uses.append(engine.done(seq, 1).grammar)
+        batches.append(engine.scheduler.stats.batches - before)
+    assert uses[0].accepted < uses[0].proposed  # the canonical spelling is not this model's
+    assert uses[3].accepted == uses[3].proposed == len(engine.ids(4, 1))
+    assert batches[3] <= 3 < batches[0]
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@settings(max_examples=10, deadline=None)
+@given(data=st.data(), text=st.text("abc??", min_size=2, max_size=24))
+def test_habits_change_no_output(overlap: bool, data: st.DataObject, text: str) -> None:
+    engine = engine_with(ToyGrammar(text, VOCAB, has_tables=True), overlap=overlap)
+    run = st.tuples(st.integers(0, 3), st.sampled_from([0.0, 0.0, 1.0]), st.integers(0, 2), st.integers(1, 30))
+    runs = data.draw(st.lists(run, min_size=6, max_size=12))
+    for seq, (start, temperature, seed, most) in enumerate(runs):
+        sampled = greedy(most, size=text, temperature=temperature, seed=seed)
+        engine.add(seq, forced(*PROMPT, start), sampled)
+        engine.steps(data.draw(st.integers(0, 6)))
+    engine.run()
+    for seq, (start, temperature, seed, most) in enumerate(runs):
+        sampled = greedy(most, size=text, temperature=temperature, seed=seed)
+        assert engine.ids(seq, 1) == alone(sampled, (*PROMPT, start))
+
+
+def test_a_habit_is_forgotten_when_it_fails() -> None:
+    habits = Habits()
+    for _ in range(2):
+        habits.saw(2, 7, 8, 3)
+        habits.saw(3, 8, 9, 4)
+    assert habits.chain(2, 7, 9) == ([8, 9], [3, 4])
+    assert habits.chain(2, 7, 1) == ([8], [3])
+    assert habits.chain(2, 6, 9) == ([], [])
+    habits.saw(3, 8, 5, 6)
+    assert habits.chain(2, 7, 9) == ([8], [3])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -147,6 +147,10 @@ class FsmMatcher:
         if num_tokens:
             self.state = self._before[-num_tokens]
             del self._before[-num_tokens:]
+
+    def states_before(self, num_tokens: int) -> Sequence[int]:
+        """The states before each of the last tokens."""
+        return self._before[len(self._before) - num_tokens :]
 
     def fork(self) -> FsmMatcher:
         """An independent copy of the place."""
