@@ -100,6 +100,8 @@ def test_the_other_routes(url, engine) -> None:
     server = httpx.get(f"{url}/get_server_info").json()
     assert server["max_total_num_tokens"] == 0
     assert server["nbsgl"]["info"]["context_length"] == 4096
+    assert httpx.get(f"{url}/model_info").json() == info
+    assert httpx.get(f"{url}/server_info").json().keys() == server.keys()
     before = engine.num_flushes
     assert httpx.get(f"{url}/flush_cache").status_code == 200
     assert httpx.post(f"{url}/flush_cache", json={"empty_cache": True}).status_code == 200

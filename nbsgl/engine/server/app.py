@@ -37,8 +37,9 @@ def make_app(engine: Engine, rules: Rules) -> Guard:
     app = FastAPI(title="nbsgl", docs_url=None, redoc_url=None, openapi_url=None, telemetry=SILENT)
     app.add_api_route("/health", door.health, methods=["GET"])
     app.add_api_route("/health_generate", door.health_generate, methods=["GET"])
-    app.add_api_route("/get_model_info", door.model_info, methods=["GET"])
-    app.add_api_route("/get_server_info", door.server_info, methods=["GET"])
+    for prefix in ("/get_", "/"):  # SGLang's clients ask by the older and by the newer names
+        app.add_api_route(f"{prefix}model_info", door.model_info, methods=["GET"])
+        app.add_api_route(f"{prefix}server_info", door.server_info, methods=["GET"])
     app.add_api_route("/flush_cache", door.flush_cache, methods=["GET", "POST"])
     app.add_api_route("/generate", door.generate, methods=["POST"])
     app.add_exception_handler(HTTPException, _unknown_route)
