@@ -86,6 +86,13 @@ def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+SAME_IN_SGLANG = (
+    *("temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty", "stop"),
+    *("stop_token_ids", "stop_regex", "ignore_eos", "logit_bias", "n"),
+)
+"""Of the fields of `SamplingParams` those that SGLang's `sampling_params` have under the same name."""
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How one sampled run is drawn and where it ends.  Checked when made; `ParameterError` names value and limit.
 

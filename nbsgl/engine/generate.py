@@ -16,6 +16,7 @@ from nbsgl import errors
 from nbsgl.engine.asked_grammar import GRAMMARS, grammar_of
 from nbsgl.errors import ParameterError, Unsupported
 from nbsgl.protocol import (
+    SAME_IN_SGLANG,
     AnyEvent,
     AnyNode,
     BranchFailed,
@@ -50,19 +51,7 @@ NAMES = {
     "min_new_tokens": "min_tokens",
     "sampling_seed": "seed",
     "seed": "seed",
-    "temperature": "temperature",
-    "top_p": "top_p",
-    "top_k": "top_k",
-    "min_p": "min_p",
-    "frequency_penalty": "frequency_penalty",
-    "presence_penalty": "presence_penalty",
-    "repetition_penalty": "repetition_penalty",
-    "stop": "stop",
-    "stop_token_ids": "stop_token_ids",
-    "stop_regex": "stop_regex",
-    "ignore_eos": "ignore_eos",
-    "logit_bias": "logit_bias",
-    "n": "n",
+    **{name: name for name in SAME_IN_SGLANG},
 }
 # Known to SGLang and not to us: fine at the value that asks for nothing.
 NEUTRAL: dict[str, Any] = {

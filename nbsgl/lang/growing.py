@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Self
 
+from nbsgl.errors import ParameterError, Unsupported
 from nbsgl.lang import api
 from nbsgl.lang.ir import Expr, parts
 
@@ -50,3 +51,16 @@ class Growing(ABC):
         self._add(parts(message))
         self._taken = message  # `s += s.user(x)` takes it once
         return message
+
+
+def check_fork(size: object, position_ids_offset: object) -> None:
+    """Refuse what no state can fork into."""
+    if position_ids_offset is not None:
+        raise Unsupported(
+            "fork(position_ids_offset=...) is not supported: children stand at their true positions.",
+            name="position_ids_offset",
+            value=position_ids_offset,
+            hint="Leave it out.",
+        )
+    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+        raise ParameterError(name="size", value=size, allowed="an int >= 0")

@@ -47,7 +47,7 @@ from nbsgl.lang.branch import (
 )
 from nbsgl.lang.executor import TICK_S, Executor
 from nbsgl.lang.group import ProgramStateGroup
-from nbsgl.lang.growing import Growing
+from nbsgl.lang.growing import Growing, check_fork
 from nbsgl.lang.ir import (
     Expr,
     GenExpr,
@@ -662,15 +662,7 @@ class ProgramState(Growing):
 
     def fork(self, size: int = 1, position_ids_offset: Any = None) -> ProgramStateGroup:
         """`size` copies of this state as it will be when all that is queued so far is done.  Waits for nothing."""
-        if position_ids_offset is not None:
-            raise Unsupported(
-                "fork(position_ids_offset=...) is not supported: children stand at their true positions.",
-                name="position_ids_offset",
-                value=position_ids_offset,
-                hint="Leave it out.",
-            )
-        if not isinstance(size, int) or isinstance(size, bool) or size < 0:
-            raise ParameterError(name="size", value=size, allowed="an int >= 0")
+        check_fork(size, position_ids_offset)
         states = []
         for _ in range(size):
             with self.executor.lock:

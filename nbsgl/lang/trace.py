@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from nbsgl.errors import HoleError, NbsglError, ParameterError, ProgramError, RoleError, TraceError, UnknownVariable
 from nbsgl.lang.default import default
 from nbsgl.lang.group import Forks
-from nbsgl.lang.growing import Growing
+from nbsgl.lang.growing import Growing, check_fork
 from nbsgl.lang.ir import (
     Concat,
     Expr,
@@ -296,12 +296,9 @@ class TraceState(Growing):
     # ---- fork, join --------------------------------------------------------------------------------------------------
 
     def fork(self, size: int = 1, position_ids_offset: Any = None) -> TraceGroup:
-        if position_ids_offset is not None:
-            raise ParameterError(name="position_ids_offset", value=position_ids_offset, allowed="None")
         if isinstance(size, Symbol):
             size._refuse("the size of a fork")
-        if not isinstance(size, int) or isinstance(size, bool) or size < 0:
-            raise ParameterError(name="size", value=size, allowed="an int >= 0")
+        check_fork(size, position_ids_offset)
         self._check_open()
         return TraceGroup([self._child() for _ in range(size)], self)
 

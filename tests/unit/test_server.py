@@ -178,7 +178,7 @@ def test_every_route_is_guarded() -> None:
     engine = FakeEngine()
     guard = make_app(engine, Rules(api_key=KEY))
     paths = {(route.path, method) for route in guard.app.routes for method in route.methods}
-    assert len(paths) == 7
+    assert len(paths) == 9
     with served(engine, Rules(api_key=KEY)) as url:
         for path, method in paths:
             for head in ({}, {"authorization": "Bearer nope"}, {"authorization": KEY}, {"x-api-key": KEY}):

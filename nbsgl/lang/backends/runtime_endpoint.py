@@ -16,6 +16,7 @@ from nbsgl.lang.backends.http import HttpClient
 from nbsgl.lang.backends.remote import Completion, Part, Piece, RemoteBackend, Request, Say, Scores, Scoring
 from nbsgl.lang.backends.waves import Waves
 from nbsgl.protocol import (
+    SAME_IN_SGLANG,
     EngineSnapshot,
     Finish,
     Gen,
@@ -37,19 +38,8 @@ MAX_CONCURRENT = 4096  # gens under way; those of a wave share one connection
 MAX_CONNECTIONS = 128
 
 # ours -> SGLang's, for parameters that differ from what a server takes without being told
-_NAMES = {
-    "min_tokens": "min_new_tokens",
-    "top_p": "top_p",
-    "top_k": "top_k",
-    "min_p": "min_p",
-    "frequency_penalty": "frequency_penalty",
-    "presence_penalty": "presence_penalty",
-    "repetition_penalty": "repetition_penalty",
-    "stop": "stop",
-    "stop_token_ids": "stop_token_ids",
-    "stop_regex": "stop_regex",
-    "ignore_eos": "ignore_eos",
-    "n": "n",
+_NAMES = {"min_tokens": "min_new_tokens"} | {
+    name: name for name in SAME_IN_SGLANG if name not in ("temperature", "logit_bias")
 }
 _USUAL = SamplingParams()
 
