@@ -121,10 +121,14 @@ def lark_of_ebnf(text: str, name: str = "start") -> list[str]:
 @lru_cache(maxsize=16)
 def parse(text: str) -> dict[str, Part]:
     """The rules by name, with "root" among them, and none that is referred to missing."""
+    check_size(text)
+    return _Reader(text).rules()
+
+
+def check_size(text: str) -> None:
     size = len(text.encode("utf-8", "surrogatepass"))
     if size > MAX_BYTES:
         raise _bad("the grammar", f"{size:,} bytes, the limit is {MAX_BYTES:,}")
-    return _Reader(text).rules()
 
 
 def _bad(path: str, reason: str) -> BadGrammar:

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import msgspec
 
 from nbsgl import structural_tags
-from nbsgl.engine.grammar import CompiledGrammar, Engine, HandOver, engine_class, lark, schema
+from nbsgl.engine.grammar import CompiledGrammar, Engine, HandOver, ebnf, engine_class, lark, regex, schema
 from nbsgl.engine.grammar.after import limited
 from nbsgl.engine.grammar.syntax import NotRegular, Syntax
 from nbsgl.engine.grammar.tags import refuse_special
-from nbsgl.engine.grammar.trees import notes_of, tree_of
+from nbsgl.engine.grammar.trees import choices_of, notes_of, tree_of
 from nbsgl.engine.grammar.vocab import TokenVocab
 from nbsgl.errors import GrammarError, GrammarTooExpensive
 from nbsgl.protocol import GrammarSpec
@@ -57,6 +57,12 @@ def check_at_door(spec: GrammarSpec) -> None:
         case _ if len(spec.text) <= READ_AT_DOOR:
             tree = tree_of(spec)
             engine_class(engine_of(spec, tree)).source_of(spec, tree)
+        case "regex":
+            regex.check_size(spec.text)
+        case "ebnf":
+            ebnf.check_size(spec.text)
+        case "choices":
+            choices_of(spec.text)
 
 
 def engine_of(spec: GrammarSpec, tree: Syntax | NotRegular) -> str:

@@ -55,15 +55,19 @@ _STARTS = (op.AT_BEGINNING, op.AT_BEGINNING_STRING)
 _ENDS = (op.AT_END, op.AT_END_STRING)
 
 
+def check_size(pattern: str) -> None:
+    size = len(pattern.encode("utf-8", "surrogatepass"))
+    if size > MAX_PATTERN_BYTES:
+        raise bad(pattern, None, f"{size:,} bytes, the limit is {MAX_PATTERN_BYTES:,}", limit="16 KiB of pattern")
+
+
 def parse(pattern: str, *, ecma: bool = False) -> Syntax:
     """The tree of a pattern; raises `BadRegex` or `GrammarTooExpensive`.
 
     The texts that `re.fullmatch` takes; with `ecma`, the texts in which ECMA-262's search finds the pattern (its flag
     u), which is what `pattern` in a JSON schema means.
     """
-    size = len(pattern.encode("utf-8", "surrogatepass"))
-    if size > MAX_PATTERN_BYTES:
-        raise bad(pattern, None, f"{size:,} bytes, the limit is {MAX_PATTERN_BYTES:,}", limit="16 KiB of pattern")
+    check_size(pattern)
     if ecma:
         from nbsgl.engine.grammar import ecma as ecma_script
 
