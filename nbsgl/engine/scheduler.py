@@ -15,14 +15,15 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Many
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from nbsgl import errors
-from nbsgl.engine import census, segment_runs
+from nbsgl.engine import census, flights, segment_runs
 from nbsgl.engine.admission import SLACK_SHARE, RoomEstimate, TokenBudget
-from nbsgl.engine.batch import Batch, Launched, Row, RowResult, Runner, SharedPrefix, StepOutOfMemory
+from nbsgl.engine.batch import Batch, Row, RowResult, Runner, SharedPrefix, StepOutOfMemory
 from nbsgl.engine.bursts import on_their_way
+from nbsgl.engine.flights import Entry, Flight
 from nbsgl.engine.grammar.forced import Encoder
 from nbsgl.engine.jump_forward import Draft, JumpForward, counted
 from nbsgl.engine.kv_pool import KVPool
@@ -32,7 +33,7 @@ from nbsgl.engine.pace import Pace
 from nbsgl.engine.policy import POLICIES, order_waiting
 from nbsgl.engine.prefix_groups import PrefixGroups
 from nbsgl.engine.radix_cache import RadixCache
-from nbsgl.engine.request import ForcedRun, Queued, SampledRun, SeqState, Sequence
+from nbsgl.engine.request import Queued, SampledRun, SeqState, Sequence
 from nbsgl.engine.segment_runs import Bounds
 from nbsgl.engine.segments import AbortSeqs, CloseSeq, Extend, Open, Sampled, Segment, Update
 from nbsgl.engine.stats import Stats
@@ -45,32 +46,6 @@ log = logging.getLogger("nbsgl")
 LAUNCH_S = 0.01  # to choose and launch a step of many rows
 GRANT_AHEAD = 16  # slots for so many tokens at once: a decode row asks the pool once in 16 steps
 REMEMBERED_FAILURES = 1024  # ended sequences whose error a child opened later still gets
-NO_TOKENS: range = range(0)
-
-
-@dataclass(slots=True)
-class Entry:
-    """One row in flight, and what to put back if the step fails."""
-
-    seq: Sequence
-    row: Row
-    epoch: int
-    is_extend: bool
-    scored: ForcedRun | None
-    table_len: int
-    draft: Draft | None
-
-
-@dataclass(slots=True)
-class Flight:
-    """A launched batch: of its rows `num_decodes` compute one token, the others `num_extended` together."""
-
-    step: int
-    launched: Launched
-    entries: list[Entry]
-    launched_at: float
-    num_decodes: int
-    num_extended: int
 
 
 Plan = list[tuple[Sequence, int, Draft | None]]  # who computes how many known tokens, and a draft behind them
@@ -573,7 +548,7 @@ class Scheduler:
         try:
             launched = self.runner.launch(batch)
         except StepOutOfMemory:
-            self._take_back(entries)
+            flights.take_back(entries)
             self._shrink(entries)
             return None
         self.stats.batches = self.kv.launched = batch.step
@@ -585,90 +560,8 @@ class Scheduler:
         if all(num_tokens == 1 and draft is None for _, num_tokens, draft in plan):
             order, groups = self.groups.of([seq for seq, _, _ in plan])
             plan = [plan[i] for i in order] if groups else plan
-        return [self._entry(seq, num_tokens, draft) for seq, num_tokens, draft in plan], groups
-
-    def _entry(self, seq: Sequence, num_tokens: int, draft: Draft | None) -> Entry:
-        """The sequence's row; the sequence is as if it had been computed."""
-        run, start, table_len = seq.run, seq.kv_len, seq.table_len
-        end = start + num_tokens  # of what is known
-        is_fed_back = run is not None and run.num_pending > 0
-        is_extend = run is None or start < run.begin or num_tokens > 1
-        scored, score = self._scores(seq, start, end)
-        row = Row(
-            row=seq.row,
-            start=start,
-            num_tokens=num_tokens,
-            history=seq.tokens,
-            slots_from=table_len,
-            slots=seq.slots[table_len:],
-            is_fed_back=is_fed_back,
-            score=score,
-            score_top=scored.top if scored else 0,
-        )
-        if run is not None and end >= len(seq.tokens):
-            self._ask_for_draws(row, run, draft)
-        if is_extend:
-            self._note_launch(seq)
-        seq.table_len, seq.kv_len = len(seq.slots), start + row.num_tokens
-        seq.num_in_flight += 1
-        return Entry(seq, row, seq.epoch, is_extend, scored, table_len, draft)
-
-    def _ask_for_draws(self, row: Row, run: SampledRun, draft: Draft | None) -> None:
-        """Fill in the row's part about drawing; the run counts the draws as pending."""
-        row.params, row.run_begin = run.params, run.begin
-        row.run_idx = len(row.history) - run.begin + run.num_pending
-        row.is_run_start = run.is_fresh
-        if row.run_idx < run.params.min_tokens:
-            row.ban_ids = run.rules.ban_ids
-        if draft is not None:
-            row.draft = draft.ids
-            row.num_tokens += len(draft.ids)
-        constraint = row.matcher = run.constraint
-        if constraint is not None and self.runner.has_device_grammars and not constraint.needs_host(run.num_pending):
-            row.tables = constraint.tables
-            state = -1 if run.num_pending else constraint.matcher.state
-            row.states = draft.states if draft is not None else (state,)
-        run.is_fresh = False
-        run.num_pending += 1 + len(row.draft)
-
-    def _scores(self, seq: Sequence, start: int, end: int) -> tuple[ForcedRun | None, range]:
-        for forced in seq.forced:
-            logits = forced.needed_logits
-            if logits is not None and logits < end:
-                return forced, range(max(start, logits), min(end, forced.end - 1))
-        return None, NO_TOKENS
-
-    def _note_launch(self, seq: Sequence) -> None:
-        now = self._clock()
-        for forced in seq.forced:
-            if forced.launched_at is None:
-                forced.launched_at = now
-        if seq.run is not None and seq.run.launched_at is None:
-            seq.run.launched_at = now
-
-    def _take_back(self, entries: list[Entry]) -> None:
-        """The batch could not be launched: its sequences are as before.  The step in flight still counts."""
-        for entry in entries:
-            seq, row = entry.seq, entry.row
-            seq.num_in_flight -= 1
-            seq.kv_len, seq.table_len = row.start, entry.table_len
-            if row.params is not None and seq.run is not None:
-                seq.run.num_pending -= 1 + len(row.draft)
-                seq.run.is_fresh = row.is_run_start
-
-    def _undo(self, entries: list[Entry]) -> None:
-        """A launched step failed: its sequences go back to before it, and what was launched on top does not count."""
-        for entry in entries:
-            seq, row = entry.seq, entry.row
-            seq.num_in_flight -= 1
-            seq.table_len = min(seq.table_len, entry.table_len)  # what it wrote to the table may be lost as well
-            if entry.epoch != seq.epoch:
-                continue
-            seq.epoch += 1
-            seq.kv_len = row.start
-            if seq.run is not None:
-                seq.run.num_pending = 0
-                seq.run.is_fresh = True
+        now, on_device = self._clock(), self.runner.has_device_grammars
+        return [flights.entry_of(*planned, now, on_device=on_device) for planned in plan], groups
 
     def _shrink(self, entries: list[Entry]) -> None:
         """Try the next steps with less; one token that does not fit alone ends its sequence."""
@@ -692,7 +585,7 @@ class Scheduler:
             results = flight.launched.result()
             self._time(flight)
         except StepOutOfMemory:
-            self._undo(flight.entries)
+            flights.undo(flight.entries)
             self._shrink(flight.entries)
             self.kv.settled(flight.step)
             return

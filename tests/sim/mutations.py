@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from nbsgl.engine import drafts, scheduler, segment_runs, stop
+from nbsgl.engine import drafts, flights, scheduler, segment_runs, stop
 from nbsgl.engine.batch import Row, RowResult
 from nbsgl.engine.constraint import Constraint
 from nbsgl.engine.kv_store import KVStore
@@ -133,16 +133,16 @@ def chunk_off_by_one(monkeypatch: Any) -> None:
 
 @planted
 def run_idx_reset_after_retraction(monkeypatch: Any) -> None:
-    entry = Scheduler._entry
+    entry_of = flights.entry_of
 
-    def resetting(self: Scheduler, seq: Sequence, *what: Any) -> Any:
+    def resetting(seq: Sequence, *what: Any, **how: Any) -> Any:
         is_fresh = seq.run is not None and seq.run.is_fresh
-        made = entry(self, seq, *what)
+        made = entry_of(seq, *what, **how)
         if is_fresh and made.row.params is not None:
             made.row.run_idx = 0
         return made
 
-    monkeypatch.setattr(Scheduler, "_entry", resetting)
+    monkeypatch.setattr(flights, "entry_of", resetting)
 
 
 @planted
@@ -256,15 +256,15 @@ def parent_ends_off_by_one(monkeypatch: Any) -> None:
 
 @planted
 def scores_shifted(monkeypatch: Any) -> None:
-    scores = Scheduler._scores
+    scores_of = flights.scores_of
 
-    def shifted(self: Scheduler, seq: Sequence, start: int, end: int) -> Any:
-        forced, wanted = scores(self, seq, start, end)
+    def shifted(seq: Sequence, start: int, end: int) -> Any:
+        forced, wanted = scores_of(seq, start, end)
         if len(wanted) > 1:
             wanted = range(wanted.start, wanted.stop - 1)
         return forced, wanted
 
-    monkeypatch.setattr(Scheduler, "_scores", shifted)
+    monkeypatch.setattr(flights, "scores_of", shifted)
 
 
 @planted
@@ -312,14 +312,14 @@ def draws_of_a_draft_share_one_random_number(monkeypatch: Any) -> None:
 
 @planted
 def state_after_a_draft_is_left_to_the_device(monkeypatch: Any) -> None:
-    ask = Scheduler._ask_for_draws
+    ask = flights.ask_for_draws
 
-    def leaving(self: Scheduler, row: Row, run: Any, draft: Any) -> None:
-        ask(self, row, run, draft)
+    def leaving(row: Row, run: Any, draft: Any, **how: Any) -> None:
+        ask(row, run, draft, **how)
         if row.states and row.run_idx:
             row.states = (-1, *row.states[1:])
 
-    monkeypatch.setattr(Scheduler, "_ask_for_draws", leaving)
+    monkeypatch.setattr(flights, "ask_for_draws", leaving)
 
 
 @planted

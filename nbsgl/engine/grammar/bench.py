@@ -69,9 +69,9 @@ def first_tokens(vocab: TokenVocab, specs: Sequence[GrammarSpec]) -> dict[str, A
     cache = GrammarCache(vocab)
     try:
         cache.warm_up()
-        for spec in specs:  # character classes and formats, made once by a process
-            plan_of(spec)
         _wait_for([cache.request(GrammarSpec(kind="regex", text="warm"))], tables=True)
+        for spec in specs:  # character classes and formats, made once by a process
+            cache.compiler.planner.plan(spec, WAIT_S)
         alone = [_wait_for([cache.request(spec)])[0] for spec in specs]
         cached = [_timed(lambda spec=spec: cache.request(spec).ready())[0] * 1e6 for spec in specs for _ in range(5)]
         general = []

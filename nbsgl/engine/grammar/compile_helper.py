@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
+USUAL_FORMATS = ("date-time", "date", "time", "duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid")
 
 
 def main() -> int:
@@ -53,12 +54,15 @@ def _import_all(vocab: Any) -> None:
 
 
 def _read_once() -> None:
-    """Classes, cases and formats of characters, made at first need in up to 0.1 s each."""
+    """What is made at first need, some of it in 0.1 s: classes and cases of characters, and usual formats."""
+    import json
+
     from nbsgl.engine.grammar.host import LlguidanceEngine
     from nbsgl.engine.grammar.plans import plan_of
     from nbsgl.protocol import GrammarSpec
 
-    schema = '{"properties": {"a": {"format": "date-time"}, "b": {"type": "number"}}}'
+    parts: dict[str, Any] = {name: {"type": "string", "format": name} for name in USUAL_FORMATS}
+    schema = json.dumps({"properties": parts | {"number": {"type": "number"}}, "additionalProperties": False})
     for spec in (GrammarSpec(kind="regex", text=r"(?i:k)\d\w\s\S.|\W"), GrammarSpec(kind="json_schema", text=schema)):
         LlguidanceEngine.probe(spec, plan_of(spec).source)
 

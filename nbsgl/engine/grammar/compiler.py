@@ -166,11 +166,11 @@ class Compiler:
         if not self._is_packed(plan):
             self._put(self._host_lane, flight, lambda: self._compile(flight, plan))
             return
-        self._put(self._table_lane, flight, lambda: self._unpack(flight, plan))
         if self._may_hand_over(plan):
             flight.is_general = self._is_general(flight, plan)
             if flight.is_general and self._can_stand_in:
                 self._host_lane.put(lambda: self._stand_in(flight, plan))
+        self._put(self._table_lane, flight, lambda: self._unpack(flight, plan))
 
     def _is_general(self, flight: Flight, plan: Plan) -> bool:
         """Whether the general engine can hold it too, tried in the planner where that may take too long."""
