@@ -72,7 +72,11 @@ def first_tokens(vocab: TokenVocab, specs: Sequence[GrammarSpec]) -> dict[str, A
         _wait_for([cache.request(GrammarSpec(kind="regex", text="warm"))], tables=True)
         for spec in specs:  # character classes and formats, made once by a process
             cache.compiler.planner.plan(spec, WAIT_S)
-        alone = [_wait_for([cache.request(spec)])[0] for spec in specs]
+        alone = []
+        for spec in specs:
+            pending = [cache.request(spec)]
+            alone += _wait_for(pending)
+            _wait_for(pending, tables=True)  # of this one, beside which the next would wait for a processor
         cached = [_timed(lambda spec=spec: cache.request(spec).ready())[0] * 1e6 for spec in specs for _ in range(5)]
         general = []
         for spec in specs:
