@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import random
 import time
@@ -67,6 +68,8 @@ def first_tokens(vocab: TokenVocab, specs: Sequence[GrammarSpec]) -> dict[str, A
     One grammar after the other, then all at once; and a grammar that is there, in us.
     """
     cache = GrammarCache(vocab)
+    gc.collect()
+    gc.disable()  # as in the worker
     try:
         cache.warm_up()
         _wait_for([cache.request(GrammarSpec(kind="regex", text="warm"))], tables=True)
@@ -87,6 +90,7 @@ def first_tokens(vocab: TokenVocab, specs: Sequence[GrammarSpec]) -> dict[str, A
         together = _wait_for(pending)
         tables = _wait_for(pending, tables=True)
     finally:
+        gc.enable()
         cache.close()
     return {
         "vocab": len(vocab),

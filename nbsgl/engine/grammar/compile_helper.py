@@ -96,11 +96,21 @@ def _pack(spec: Any, vocab: Any) -> Any:
 
 
 def _plan(spec: Any) -> Any:
+    """The plan, whose engine has been probed; without a `source` for the general one if that cannot take it."""
+    import msgspec
+
     from nbsgl.engine.grammar import engine_class
+    from nbsgl.engine.grammar.host import LlguidanceEngine
     from nbsgl.engine.grammar.plans import plan_of
+    from nbsgl.errors import GrammarError
 
     plan = plan_of(spec)
     engine_class(plan.engine).probe(spec, plan.source)
+    if plan.may_hand_over and not LlguidanceEngine.is_bounded(plan.source):
+        try:
+            LlguidanceEngine.probe(spec, plan.source)
+        except GrammarError:  # the tables have the last word on what is wrong with a spec
+            return msgspec.structs.replace(plan, source="")
     return plan
 
 

@@ -2,7 +2,7 @@
 
     begin -> planner (a process): which engine, and in what words; llguidance is tried there
                fsm        -> tables (a process): tables, or handed over to llguidance
-                          -> planner, then a stand-in by llguidance (a thread), as its masks are the same
+                          -> and a stand-in by llguidance (a thread), as its masks are the same
                llguidance -> compiled here (a thread), which lets go of the GIL
 
 Two processes, so that no grammar waits for another one's tables.  Nothing of a user's is parsed in the worker, and
@@ -16,6 +16,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,7 +26,6 @@ from nbsgl import errors
 from nbsgl.engine.grammar import CompiledGrammar, Engine, HandOver, PackingEngine
 from nbsgl.engine.grammar.after import limited
 from nbsgl.engine.grammar.helper import Helper, HelperDied, HelperTimedOut
-from nbsgl.engine.grammar.host import LlguidanceEngine
 from nbsgl.engine.grammar.plans import GENERAL, Plan, too_expensive
 from nbsgl.engine.grammar.tags import refuse_special
 from nbsgl.engine.grammar.vocab import TokenVocab
@@ -36,7 +36,7 @@ logger = logging.getLogger("nbsgl")
 
 COMPILE_S = 5.0  # in helpers, from when the first of them begins
 NOMINAL_BYTES = 256 << 10  # of a grammar whose size nobody tells
-PLAN_S = 2.5  # of them for reading the spec
+PLAN_S, TABLES_PLAN_S = 2.5, 1.0  # of them for reading the spec, and once more for the tables alone
 NUM_HOSTS = 2
 # The bytes that occur in UTF-8.  With a token for each, no state of a language is one that tokens cannot leave.
 _UTF8_BYTES = frozenset(range(0xC0)) | frozenset(range(0xC2, 0xF5))
@@ -55,7 +55,6 @@ class Flight:
         self.num_bytes = 0
         self.is_accident = False  # failed by no fault of its own: another try may do better
         self.making = threading.Lock()  # held while a host's grammar is compiled
-        self.is_general = True  # the general engine can hold it
         self._deadline: float | None = None
         self._compiled: CompiledGrammar | None = None
         self._error: Exception | None = None
@@ -162,39 +161,29 @@ class Compiler:
     def _plan(self, flight: Flight) -> None:
         """Which engine, and in what words: read in the planner, for a spec may be hostile to its reader too."""
         refuse_special(flight.spec, self.vocab)
-        plan = self._planned(flight, flight.spec)
+        plan = self._planned(flight)
         if not self._is_packed(plan):
             self._put(self._host_lane, flight, lambda: self._compile(flight, plan))
             return
-        if self._may_hand_over(plan):
-            flight.is_general = self._is_general(flight, plan)
-            if flight.is_general and self._can_stand_in:
-                self._host_lane.put(lambda: self._stand_in(flight, plan))
+        if plan.may_hand_over and self._can_stand_in:
+            self._host_lane.put(lambda: self._stand_in(flight, plan))
         self._put(self._table_lane, flight, lambda: self._unpack(flight, plan))
 
-    def _is_general(self, flight: Flight, plan: Plan) -> bool:
-        """Whether the general engine can hold it too, tried in the planner where that may take too long."""
-        if LlguidanceEngine.is_bounded(plan.source):
-            return True
-        try:
-            self._planned(flight, msgspec.structs.replace(flight.spec, engine=GENERAL))
-        except NbsglError:  # the tables have the last word on what is wrong with a spec
-            return False
-        return True
-
-    def _planned(self, flight: Flight, spec: GrammarSpec) -> Plan:
+    def _planned(self, flight: Flight) -> Plan:
+        """The plan; for the tables alone where the general engine finds no end."""
+        spec = flight.spec
         try:
             return self._tried_twice(lambda: self.planner.plan(spec, flight.left(PLAN_S)))
         except (HandOver, HelperDied, HelperTimedOut) as limit:
             self.num_accidents += not isinstance(limit, HandOver)
+            if spec.engine == "auto":
+                alone = msgspec.structs.replace(spec, engine="fsm")
+                with suppress(NbsglError, HandOver, HelperDied, HelperTimedOut):
+                    return self.planner.plan(alone, flight.left(TABLES_PLAN_S))
             raise too_expensive(spec, str(limit)) from None
 
     def _is_packed(self, plan: Plan) -> bool:
         return isinstance(self._engine(plan.engine), PackingEngine)
-
-    @staticmethod
-    def _may_hand_over(plan: Plan) -> bool:
-        return plan.engine == "fsm" and bool(plan.source)
 
     def _unpack(self, flight: Flight, plan: Plan) -> None:
         """What the helper with the vocabulary makes of it."""
@@ -203,21 +192,14 @@ class Compiler:
             data = self._tried_twice(lambda: self.tables.pack(spec, flight.left(COMPILE_S)))
         except (HandOver, HelperDied, HelperTimedOut) as error:
             self.num_accidents += not isinstance(error, HandOver)
-            limit = str(error)
-            if not self._may_hand_over(plan):
-                raise too_expensive(spec, limit) from None
-            self._put(self._plan_lane, flight, lambda: self._hand_over(flight, plan, limit))
+            if not plan.may_hand_over:
+                raise too_expensive(spec, str(error)) from None
+            logger.info("a grammar goes to %s: past the limit of tables, %s", GENERAL, error)
+            self._put(self._host_lane, flight, lambda: flight.finish(self._general(flight, plan)))
         else:
             engine = self._engine(plan.engine)
             assert isinstance(engine, PackingEngine)
             flight.finish(limited(engine.unpack(spec, data, plan.notes), self.vocab))
-
-    def _hand_over(self, flight: Flight, plan: Plan, limit: str) -> None:
-        """In the planner's lane, where it is known by now whether the general engine can hold it."""
-        if not flight.is_general:
-            raise too_expensive(flight.spec, limit)
-        logger.info("a grammar goes to %s: past the limit of tables, %s", GENERAL, limit)
-        self._put(self._host_lane, flight, lambda: flight.finish(self._general(flight, plan)))
 
     def _stand_in(self, flight: Flight, plan: Plan) -> None:
         """Its failure is none of the flight's."""

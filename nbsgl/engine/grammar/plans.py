@@ -30,6 +30,11 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     source: str
     notes: tuple[str, ...] = ()
 
+    @property
+    def may_hand_over(self) -> bool:
+        """Whether the general engine stands in for the tables, and takes over what is too large for them."""
+        return self.engine == "fsm" and bool(self.source)
+
 
 def plan_of(spec: GrammarSpec) -> Plan:
     """Read a spec; raises `GrammarError`'s children for what is no grammar, or refused by the engine asked for."""
