@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from nbsgl.bench import tokenizer
+from nbsgl.bench.cli import say
 from nbsgl.protocol import GrammarSpec
 
 SIZES = (32_000, 128_256)
@@ -64,22 +64,22 @@ def main(argv: Sequence[str]) -> int:
     engines = args.engine or bench.installed()
     sets = {"regexes": _regexes(), "schemas": _schemas()}
     found: dict[str, Any] = {"workload": "grammar", "rows": [], "first": []}
-    _say(f"{'vocab':>7} {'set':8} {'engine':10} {'compile ms p50/p90/p99':>24} {'mask us p50/p99':>18}  refused  MB")
+    say(f"{'vocab':>7} {'set':8} {'engine':10} {'compile ms p50/p90/p99':>24} {'mask us p50/p99':>18}  refused  MB")
     for size in args.vocab:
         vocab = vocab_of(args.tokenizer or tokenizer.cached(), size)
         for name, specs in sets.items():
             for engine in engines:
                 row = {"set": name, **bench.measure(vocab, engine, specs)}
                 found["rows"].append(row)
-                _say(_line(row))
+                say(_line(row))
         first = bench.first_tokens(vocab, [*sets["regexes"], *sets["schemas"]][:AT_ONCE])
         found["first"].append(first)
-        _say(_first_line(first))
+        say(_first_line(first))
     line = json.dumps(found)
     if args.json:
         with args.json.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
-    _say(line)
+    say(line)
     return 0
 
 
@@ -121,11 +121,6 @@ def _first_line(first: dict[str, Any]) -> str:
 
 def _slashed(values: dict[str, float]) -> str:
     return " / ".join(f"{value:g}" for value in values.values()) or "-"
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
 
 
 def _parser() -> argparse.ArgumentParser:

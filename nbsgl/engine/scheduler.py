@@ -239,10 +239,13 @@ class Scheduler:
     def patience(self) -> float:
         """Seconds for which the next step can wait for arrivals: those of a long step, as long as they would fit."""
         flight = self.flight
-        if flight is None or sum(len(seq.tokens) for seq in self.waiting.values()) >= self.budget.now:
+        length = self.pace.at_least(flight.num_decodes, flight.num_extended) if flight is not None else 0.0
+        if flight is None or length <= LAUNCH_S:
             return 0.0
-        ends = max(flight.launched_at, self._settled_at) + self.pace.at_least(flight.num_decodes, flight.num_extended)
-        return max(0.0, ends - LAUNCH_S - self._clock())
+        if sum(len(seq.tokens) for seq in self.waiting.values()) >= self.budget.now:
+            return 0.0
+        begin = max(flight.launched_at, self._settled_at)
+        return max(0.0, begin + length - LAUNCH_S - self._clock())
 
     @property
     def _is_device_waiting(self) -> bool:
@@ -291,9 +294,9 @@ class Scheduler:
         """One try at a batch: None if a running sequence cannot go on for want of slots."""
         decodes, extends = self._ready()
         if (extends or self.waiting) and not self._is_read_along():
-            now = on_their_way(decodes, self._clock())
-            plan = self._compose(now, extends) if len(now) < len(decodes) else None
-            if plan is not None and len(plan) > len(now):
+            moving = on_their_way(decodes, self._clock())
+            plan = self._compose(moving, extends) if len(moving) < len(decodes) else None
+            if plan is not None and len(plan) > len(moving):
                 return plan
         return self._compose(decodes, extends)
 

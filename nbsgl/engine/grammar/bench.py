@@ -12,21 +12,21 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from nbsgl.engine.grammar import CompiledGrammar, HandOver
+from nbsgl.engine.grammar import MODULES, CompiledGrammar, HandOver
 from nbsgl.engine.grammar.cache import GrammarCache, Pending
+from nbsgl.engine.grammar.optional import PACKAGES
 from nbsgl.engine.grammar.plans import plan_of
 from nbsgl.engine.grammar.vocab import TokenVocab
 from nbsgl.errors import GrammarError, Unsupported
 from nbsgl.protocol import GrammarSpec
 
-ENGINES = {"fsm": "numpy", "llguidance": "llguidance", "xgrammar": "xgrammar", "outlines": "outlines_core"}
 STEPS = 40  # of a walk
 WAIT_S = 60.0
 
 
 def installed() -> list[str]:
     """The engines that can be measured here."""
-    return [name for name, package in ENGINES.items() if importlib.util.find_spec(package)]
+    return [name for name in MODULES if name not in PACKAGES or importlib.util.find_spec(PACKAGES[name])]
 
 
 def measure(vocab: TokenVocab, engine: str, specs: Sequence[GrammarSpec], seed: int = 0) -> dict[str, Any]:

@@ -5,8 +5,8 @@
                           -> and a stand-in by llguidance (a thread), as its masks are the same
                llguidance -> compiled here (a thread), which lets go of the GIL
 
-Two processes, so that no grammar waits for another one's tables.  Nothing of a user's is parsed in the worker, and
-nothing is built there that did not end in a helper first.
+Two processes, so that no grammar waits for another one's tables.  Nothing of a user's is parsed in the worker; what
+llguidance may build without an end was built in a helper first.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ class Compiler:
                 alone = msgspec.structs.replace(spec, engine="fsm")
                 with suppress(NbsglError, HandOver, HelperDied, HelperTimedOut):
                     return self.planner.plan(alone, flight.left(TABLES_PLAN_S))
-            raise too_expensive(spec, str(limit)) from None
+            raise too_expensive(spec, _told(limit, PLAN_S)) from None
 
     def _is_packed(self, plan: Plan) -> bool:
         return isinstance(self._engine(plan.engine), PackingEngine)
@@ -192,9 +192,10 @@ class Compiler:
             data = self._tried_twice(lambda: self.tables.pack(spec, flight.left(COMPILE_S)))
         except (HandOver, HelperDied, HelperTimedOut) as error:
             self.num_accidents += not isinstance(error, HandOver)
+            limit = _told(error, COMPILE_S)
             if not plan.may_hand_over:
-                raise too_expensive(spec, str(error)) from None
-            logger.info("a grammar goes to %s: past the limit of tables, %s", GENERAL, error)
+                raise too_expensive(spec, limit) from None
+            logger.info("a grammar goes to %s: past the limit of tables, %s", GENERAL, limit)
             self._put(self._host_lane, flight, lambda: flight.finish(self._general(flight, plan)))
         else:
             engine = self._engine(plan.engine)
@@ -228,3 +229,8 @@ class Compiler:
         except HelperDied as death:
             logger.warning("a grammar's helper died (%s); trying once more", death)
             return act()
+
+
+def _told(limit: Exception, most_s: float) -> str:
+    """The limit that was met, for people; of time all that there was, not what an earlier part had left of it."""
+    return f"{min(most_s, COMPILE_S):g} s of compiling" if isinstance(limit, HelperTimedOut) else str(limit)

@@ -12,15 +12,15 @@ import llguidance
 import numpy as np
 from numpy.typing import NDArray
 
-from nbsgl.engine.grammar import lark, register_grammar
+from nbsgl.engine.grammar import lark, masks, register_grammar
 from nbsgl.engine.grammar.deep_stack import with_stack
 from nbsgl.engine.grammar.fsm_engine import unsatisfiable
+from nbsgl.engine.grammar.masks import Words
 from nbsgl.engine.grammar.syntax import NOTHING, NotRegular, Syntax
 from nbsgl.engine.grammar.vocab import TokenVocab
 from nbsgl.errors import BadGrammar, BadRegex, GrammarError, GrammarTooExpensive
 from nbsgl.protocol import GrammarSpec
 
-Words = NDArray[np.uint32]
 Made = TypeVar("Made")
 
 # 2 kB a state: at most 100 MB a grammar.  Fuel: 50,000 a millisecond while compiling, 14,000 while masking.
@@ -46,9 +46,7 @@ class HostTokenizer:
         self.handle = llguidance.LLTokenizer(
             llguidance.TokenizerWrapper(self), eos_token=list(vocab.eos_ids) or hidden_eos
         )
-        self.eos_words = np.zeros((len(self.tokens) + 31) // 32, np.uint32)
-        for token in vocab.eos_ids or hidden_eos:
-            self.eos_words[token // 32] |= np.uint32(1 << token % 32)
+        self.eos_words = masks.packed(len(self.tokens), vocab.eos_ids or hidden_eos)
 
     def __call__(self, text: str | bytes) -> list[int]:
         """Spell bytes one by one: the library asks only for forced text, which is never narrowed here."""
@@ -185,16 +183,10 @@ class HostMatcher:
 
         `GrammarError` if nothing is allowed here: the vocabulary lacks a byte that the language needs.
         """
-        words, out = self.words(), row.view(np.uint32)
+        words = self.words()
         if not words.any():
-            raise GrammarError(
-                kind=self.grammar.spec.kind,
-                path="this point of the output",
-                reason="no token of the vocabulary can continue it",
-            )
-        size = (len(self.grammar.tokenizer.vocab) + 31) // 32
-        out[:size] = words[:size]
-        out[size:] = 0
+            raise masks.dead_end(self.grammar.spec)
+        masks.write(words, row, len(self.grammar.tokenizer.vocab))
 
     def advance(self, token: int) -> bool:
         """Take a token; False, and nothing changes, when it is not allowed."""

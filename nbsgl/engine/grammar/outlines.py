@@ -7,40 +7,21 @@ that end inside a character there.  So its masks are narrower than the language;
 
 from __future__ import annotations
 
-import importlib.util
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nbsgl.engine.grammar import refuse_irregular, register_grammar
+from nbsgl.engine.grammar import masks, refuse_irregular, register_grammar
 from nbsgl.engine.grammar.fsm_engine import unsatisfiable
+from nbsgl.engine.grammar.masks import Words
+from nbsgl.engine.grammar.optional import package, require
 from nbsgl.engine.grammar.rust import NotPrintable, to_rust
 from nbsgl.engine.grammar.syntax import NOTHING, NotRegular, Syntax
 from nbsgl.engine.grammar.vocab import TokenVocab
-from nbsgl.errors import BadGrammar, GrammarError, Unsupported
+from nbsgl.errors import BadGrammar
 from nbsgl.protocol import GrammarSpec
-
-Words = NDArray[np.uint32]
-
-
-def _require() -> None:
-    """Look for the package without importing it."""
-    if importlib.util.find_spec("outlines_core") is None:
-        raise Unsupported(
-            "engine='outlines' needs a package that is not installed (outlines_core).",
-            name="engine",
-            value="outlines",
-            hint='pip install "nbsgl[outlines]", or leave engine out.',
-        )
-
-
-def _package() -> Any:
-    _require()
-    import outlines_core
-
-    return outlines_core
 
 
 class OutlinesEngine:
@@ -56,11 +37,11 @@ class OutlinesEngine:
         for token, data in enumerate(self.vocab.tokens):
             if data:
                 ids.setdefault(data, []).append(token)
-        return _package().Vocabulary((self.vocab.eos_ids or (len(self.vocab),))[0], ids)
+        return package("outlines").Vocabulary((self.vocab.eos_ids or (len(self.vocab),))[0], ids)
 
     @staticmethod
     def source_of(spec: GrammarSpec, tree: Syntax | NotRegular) -> str:
-        _require()
+        require("outlines")
         found = refuse_irregular(spec, tree)
         if found == NOTHING:
             raise unsatisfiable(spec)
@@ -86,12 +67,12 @@ class OutlinesEngine:
         return bytes(data)
 
     def unpack(self, spec: GrammarSpec, data: bytes | bytearray, notes: tuple[str, ...]) -> CompiledOutlines:
-        return CompiledOutlines(spec, self.vocab, _package().Index.from_binary(bytes(data)), notes)
+        return CompiledOutlines(spec, self.vocab, package("outlines").Index.from_binary(bytes(data)), notes)
 
     def index(self, spec: GrammarSpec, source: str) -> Any:
         """The library's automaton over tokens.  Its time has no bound: minutes for `\\w{1,500}`."""
         try:
-            return _package().Index(source, self.vocabulary)
+            return package("outlines").Index(source, self.vocabulary)
         except ValueError as error:
             raise BadGrammar(kind=spec.kind, path="the grammar", reason=str(error)[:300]) from None
 
@@ -106,6 +87,10 @@ class CompiledOutlines:
     def __init__(self, spec: GrammarSpec, vocab: TokenVocab, index: Any, loosened: tuple[str, ...] = ()) -> None:
         self.spec, self.vocab, self.index, self.loosened = spec, vocab, index, loosened
         self._words: dict[int, Words] = {}
+
+    @cached_property
+    def eos_words(self) -> Words:
+        return masks.packed(len(self.vocab), self.vocab.eos_ids)
 
     def words(self, state: int) -> Words:
         """The mask of a state, made when it is first met; do not write to it."""
@@ -128,31 +113,19 @@ class OutlinesMatcher:
     def __init__(self, grammar: CompiledOutlines, states: list[int | None]) -> None:
         self.grammar, self._states = grammar, states
 
-    @property
-    def _eos_words(self) -> Words:
-        vocab = self.grammar.vocab
-        bits = np.zeros((len(vocab) + 31) // 32 * 32, np.bool_)
-        bits[list(vocab.eos_ids)] = True
-        return np.packbits(bits, bitorder="little").view(np.uint32)
-
     def words(self) -> Words:
         state = self._states[-1]
-        return self._eos_words if state is None else self.grammar.words(state)
+        return self.grammar.eos_words if state is None else self.grammar.words(state)
 
     def fill_mask(self, row: NDArray[Any]) -> None:
         """Write the mask into a row of 32-bit words; words past the vocabulary become 0.
 
         `GrammarError` where nothing is allowed.
         """
-        words, out = self.words(), row.view(np.uint32)
+        words = self.words()
         if not words.any() and not self.is_accepting():
-            raise GrammarError(
-                kind=self.grammar.spec.kind,
-                path="this point of the output",
-                reason="no token of the vocabulary can continue it",
-            )
-        out[: len(words)] = words
-        out[len(words) :] = 0
+            raise masks.dead_end(self.grammar.spec)
+        masks.write(words, row, len(self.grammar.vocab))
 
     def advance(self, token: int) -> bool:
         """Take a token; False, and nothing changes, when it is not allowed."""
@@ -174,7 +147,7 @@ class OutlinesMatcher:
 
     def is_finished(self) -> bool:
         """The place accepts and nothing but EOS is allowed."""
-        return self.is_accepting() and not (self.words() & ~self._eos_words).any()
+        return self.is_accepting() and not (self.words() & ~self.grammar.eos_words).any()
 
     def forced_bytes(self) -> bytes:
         """Nothing: the library does not tell."""

@@ -56,7 +56,7 @@ def _regex(node: Syntax, inner: list[str]) -> str:
     if isinstance(node, Either):
         return f"(?:{'|'.join(inner)})"
     if isinstance(node, Repeat):
-        return f"(?:{inner[0]}){_times(node)}"
+        return f"(?:{inner[0]}){times(node.low, node.high)}"
     raise NotPrintable(f"{type(node).__name__.lower()} cannot stand inside a regex")
 
 
@@ -77,7 +77,7 @@ class _Terminals:
             return f"({' | '.join(inner)})"
         if isinstance(node, Both):
             return f"({' & '.join(inner)})"
-        return f"({inner[0]}){_times(node)}" if isinstance(node, Repeat) else f"(/(?s:.*)/ & ~{inner[0]})"
+        return f"({inner[0]}){times(node.low, node.high)}" if isinstance(node, Repeat) else f"(/(?s:.*)/ & ~{inner[0]})"
 
     def runs(self, parts: tuple[Syntax, ...], printed: list[str]) -> list[str]:
         """Neighbours that can be one regex are."""
@@ -98,10 +98,11 @@ def _not_empty(regex: str) -> str:
     return regex or "(?:)"  # `//` begins a comment
 
 
-def _times(node: Repeat) -> str:
-    if node.high is None:
-        return "*" if node.low == 0 else f"{{{node.low},}}"
-    return f"{{{node.low},{node.high}}}"
+def times(low: int, high: int | None) -> str:
+    """How often a part may stand, as EBNF writes it too."""
+    if high is None:
+        return "*" if low == 0 else f"{{{low},}}"
+    return f"{{{low},{high}}}"
 
 
 @lru_cache(maxsize=256)

@@ -6,7 +6,6 @@ read in its own way.  Whatever has neither, or an intersection or complement in 
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -14,10 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nbsgl.engine.grammar import ebnf, register_grammar
+from nbsgl.engine.grammar import ebnf, masks, register_grammar
 from nbsgl.engine.grammar.charset import CharSet
 from nbsgl.engine.grammar.deep_stack import with_stack
 from nbsgl.engine.grammar.fsm_engine import unsatisfiable
+from nbsgl.engine.grammar.masks import Words
+from nbsgl.engine.grammar.optional import package, require
+from nbsgl.engine.grammar.rust import times
 from nbsgl.engine.grammar.syntax import (
     NOTHING,
     Both,
@@ -32,31 +34,11 @@ from nbsgl.engine.grammar.syntax import (
     post_order,
 )
 from nbsgl.engine.grammar.vocab import TokenVocab
-from nbsgl.errors import BadGrammar, GrammarError, GrammarTooExpensive, Unsupported
+from nbsgl.errors import BadGrammar, GrammarTooExpensive
 from nbsgl.protocol import GrammarSpec
-
-Words = NDArray[np.uint32]
 
 MAX_PRINTED = 4 << 20
 _SURROGATES = (0xD800, 0xDFFF)
-
-
-def _require() -> None:
-    """Look for the package without importing it: it brings torch along."""
-    if importlib.util.find_spec("xgrammar") is None:
-        raise Unsupported(
-            "engine='xgrammar' needs a package that is not installed (xgrammar).",
-            name="engine",
-            value="xgrammar",
-            hint='pip install "nbsgl[xgrammar]", or leave engine out.',
-        )
-
-
-def _package() -> Any:
-    _require()
-    import xgrammar
-
-    return xgrammar
 
 
 class XgrammarEngine:
@@ -68,20 +50,20 @@ class XgrammarEngine:
     @cached_property
     def compiler(self) -> Any:
         """Made at first need.  Tokens without text are special to the library: never in a mask."""
-        package, vocab = _package(), self.vocab
+        library, vocab = package("xgrammar"), self.vocab
         hidden_eos = [] if vocab.eos_ids else [len(vocab)]  # the library wants one
         tokens = [data or b"" for data in vocab.tokens] + [b""] * len(hidden_eos)
-        info = package.TokenizerInfo(
+        info = library.TokenizerInfo(
             tokens,
-            package.VocabType.RAW,
+            library.VocabType.RAW,
             vocab_size=len(tokens),
             stop_token_ids=[*vocab.eos_ids] or hidden_eos,
         )
-        return package.GrammarCompiler(info, max_threads=1, cache_enabled=False)
+        return library.GrammarCompiler(info, max_threads=1, cache_enabled=False)
 
     @staticmethod
     def source_of(spec: GrammarSpec, tree: Syntax | NotRegular) -> str:
-        _require()
+        require("xgrammar")
         if tree == NOTHING:
             raise unsatisfiable(spec)
         if not isinstance(tree, NotRegular):
@@ -118,14 +100,11 @@ class CompiledXgrammar:
 
     @cached_property
     def eos_words(self) -> Words:
-        words = np.zeros((len(self.vocab) + (not self.vocab.eos_ids) + 31) // 32, np.uint32)
-        for token in self.vocab.eos_ids:
-            words[token // 32] |= np.uint32(1 << token % 32)
-        return words
+        return masks.packed(len(self.vocab) + (not self.vocab.eos_ids), self.vocab.eos_ids)
 
     def matcher(self) -> XgrammarMatcher:
         """A new sequence's place, at the start of the language."""
-        return XgrammarMatcher(self, _package().GrammarMatcher(self.compiled))
+        return XgrammarMatcher(self, package("xgrammar").GrammarMatcher(self.compiled))
 
 
 class XgrammarMatcher:
@@ -151,16 +130,10 @@ class XgrammarMatcher:
 
         `GrammarError` if nothing is allowed here: the vocabulary lacks a byte that the language needs.
         """
-        words, out = self.words(), row.view(np.uint32)
-        size = (len(self.grammar.vocab) + 31) // 32
-        if not words[:size].any() and not self.is_accepting():
-            raise GrammarError(
-                kind=self.grammar.spec.kind,
-                path="this point of the output",
-                reason="no token of the vocabulary can continue it",
-            )
-        out[:size] = words[:size]
-        out[size:] = 0
+        words, num_tokens = self.words(), len(self.grammar.vocab)
+        if not words[: (num_tokens + 31) // 32].any() and not self.is_accepting():
+            raise masks.dead_end(self.grammar.spec)
+        masks.write(words, row, num_tokens)
 
     def advance(self, token: int) -> bool:
         """Take a token; False, and nothing changes, when it is not allowed."""
@@ -224,7 +197,7 @@ def _printed(root: Syntax, spec: GrammarSpec) -> str:
             case Either():
                 text = f"({' | '.join(inner)})"
             case Repeat(_, low, high):
-                text = f"({inner[0]}){_times(low, high)}"
+                text = f"({inner[0]}){times(low, high)}"
             case Both() | Not():
                 raise _not_held(spec, "an intersection or a complement is in it")
         texts[id(node)] = text
@@ -248,15 +221,9 @@ def _part(part: ebnf.Part, names: dict[str, str]) -> str:
         case ebnf.Options(options):
             return f"({' | '.join(_part(one, names) for one in options)})"
         case ebnf.Times(inner, low, high):
-            return f"({_part(inner, names)}){_times(low, high)}"
+            return f"({_part(inner, names)}){times(low, high)}"
         case Chars(chars):
             return _print_class(chars)
-
-
-def _times(low: int, high: int | None) -> str:
-    if high is None:
-        return "*" if low == 0 else f"{{{low},}}"
-    return f"{{{low},{high}}}"
 
 
 @lru_cache(maxsize=256)
