@@ -12,7 +12,7 @@ import pytest
 from nbsgl.engine.loader import LoadedModel
 from nbsgl.errors import ParameterError
 from tests.gpu.compare import assert_scores
-from tests.gpu.harness import ON_CARD, ON_CPU, Answer, Ask, Server, load_model, make_model
+from tests.gpu.harness import ON_CARD, ON_CPU, Answer, Ask, Server, load_model, load_reference, make_model
 
 pytestmark = ON_CARD
 
@@ -104,7 +104,7 @@ def test_scores_of_prompts(loaded: LoadedModel) -> None:
 
 
 def test_it_is_still_the_model(loaded: LoadedModel, together: list[Answer]) -> None:
-    reference = load_model(loaded.folder, attention_backend="torch")
+    reference = load_reference(loaded.folder)
     assert_scores("deterministic and torch", reference, questions(), together)
 
 

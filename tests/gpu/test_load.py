@@ -26,7 +26,7 @@ from nbsgl.engine.loader import LoadedModel
 from nbsgl.engine.request import Sequence
 from tests.gpu.compare import MAX_MEAN, assert_agree, assert_greedy, assert_scores, mean_difference
 from tests.gpu.hang_guard import HangGuard
-from tests.gpu.harness import ON_CARD, ON_CPU, Answer, Ask, Server, load_model, make_model
+from tests.gpu.harness import ON_CARD, ON_CPU, Answer, Ask, Server, load_model, load_reference, make_model
 from tests.gpu.random_load import Kept, RandomLoad
 
 STRESS_S = float(os.environ.get("NBSGL_STRESS_S", "4" if ON_CPU else "20"))
@@ -77,7 +77,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def reference(folder: Path) -> LoadedModel:
-    return load_model(folder, attention_backend="torch")
+    return load_reference(folder)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import torch
 from nbsgl.engine.batch import Batch, Launched, Row
 from nbsgl.engine.loader import LoadedModel
 from nbsgl.engine.scheduler import Scheduler
-from tests.gpu.harness import CONTEXT, FLASHINFER, ON_CARD, ON_CPU, Server, load_model, make_model
+from tests.gpu.harness import CONTEXT, FLASHINFER, ON_CARD, ON_CPU, Server, load_model, load_reference, make_model
 from tests.gpu.random_load import RandomLoad
 
 pytestmark = ON_CARD
@@ -62,7 +62,7 @@ def test_table_and_cache_are_as_meant(
 ) -> None:
     folder = make_model(tmp_path_factory.mktemp(family), family, vocab=VOCAB)
     loaded = load_model(folder, attention_backend=backend, page_size=page_size, num_slots=NUM_SLOTS)
-    reference = load_model(folder, attention_backend="torch", num_slots=CONTEXT)
+    reference = load_reference(folder, num_slots=CONTEXT)
     watched = WatchedRunner(loaded.runner)
     server = Server(replace(loaded, runner=watched))
     watched.scheduler = server.scheduler
