@@ -5,6 +5,7 @@ python -m nbsgl.engine.grammar.compile_helper PARENT      (its standard input is
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import signal
@@ -33,12 +34,15 @@ def main() -> int:
         vocab = TokenVocab(told.tokens, told.eos_ids) if told.tokens else None
         _import_all(vocab)
         _limit_memory()
+        gc.disable()
+        gc.freeze()
         channel.send(Answer())
         while True:
             job = channel.receive(Job)
             _limit_time(job.max_s)
             answer, data = _answered(job, vocab)
             channel.send(answer, data)
+            gc.collect()  # nobody waits for it here
     except EOFError:
         return 0
 

@@ -209,17 +209,23 @@ def children(node: Syntax) -> tuple[Syntax, ...]:
 def post_order(root: Syntax) -> Iterator[Syntax]:
     """All nodes, children before parents, a shared one once; whatever the depth."""
     done: set[int] = set()
-    stack: list[tuple[Syntax, bool]] = [(root, False)]
+    stack: list[tuple[Syntax, tuple[Syntax, ...]]] = [(root, children(root))]
     while stack:
-        node, is_ready = stack.pop()
+        node, below = stack.pop()
         if id(node) in done:
             continue
-        # A long literal is few characters, many times.
-        below = {} if is_ready else {id(child): child for child in children(node)}
-        waiting = [(child, False) for key, child in below.items() if key not in done]
+        waiting = {}
+        for child in below:
+            if id(child) in done:
+                continue
+            if isinstance(child, Chars):  # most nodes are: a long literal is few characters, many times
+                done.add(id(child))
+                yield child
+            else:
+                waiting[id(child)] = child
         if waiting:
-            stack.append((node, True))
-            stack += reversed(waiting)
+            stack.append((node, ()))
+            stack += [(child, children(child)) for child in reversed(waiting.values())]
         else:
             done.add(id(node))
             yield node

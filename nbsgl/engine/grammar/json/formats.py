@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from nbsgl.engine.grammar import regex
 from nbsgl.engine.grammar.json import idn, patterns
-from nbsgl.engine.grammar.syntax import Syntax, both, concat, either, negate
+from nbsgl.engine.grammar.syntax import Syntax, concat, either
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +24,9 @@ class Format:
 
 
 _LEAP_YEAR = r"(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:0[48]|[2468][048]|[13579][26])00)"
+_YEAR = "(?:[0-9]{3}[1-9]|[0-9]{2}[1-9]0|[0-9][1-9]00|[1-9]000)"  # there is no year 0
 _DATE = (
-    r"(?:[0-9]{4}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)"
+    rf"(?:{_YEAR}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)"
     rf"|02-(?:0[1-9]|1[0-9]|2[0-8]))|{_LEAP_YEAR}-02-29)"
 )
 _TIME = r"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]+)?(?:[Zz]|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
@@ -147,16 +148,12 @@ def find(name: str) -> Format | None:
         return Format(host if name == "idn-hostname" else _idn_email(host), _tree(_WIDER[name]))
     if (pattern := _PATTERNS.get(name)) is None:
         return None
-    written = _dated(name, _tree(pattern))
-    return Format(written, _dated(name, _tree(_WIDER[name])) if name in _WIDER else written)
+    written = _tree(pattern)
+    return Format(written, _tree(_WIDER[name]) if name in _WIDER else written)
 
 
 def _tree(pattern: str) -> Syntax:
     return regex.parse(f"(?s:{pattern})")
-
-
-def _dated(name: str, tree: Syntax) -> Syntax:
-    return both([tree, negate(_tree("0000-.*"))]) if name in ("date", "date-time") else tree
 
 
 def _idn_email(host: Syntax) -> Syntax:
