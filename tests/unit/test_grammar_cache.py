@@ -18,6 +18,7 @@ import pytest
 from nbsgl.engine import grammar
 from nbsgl.engine.grammar import TokenVocab, compiler, helper
 from nbsgl.engine.grammar.cache import GrammarCache, Pending
+from nbsgl.engine.grammar.host import LlguidanceEngine
 from nbsgl.errors import BadGrammar, BadRegex, GrammarError, GrammarTooExpensive, ParameterError
 from nbsgl.protocol import GrammarSpec
 
@@ -274,6 +275,32 @@ def test_no_stand_in_where_the_vocabulary_cannot_spell_every_byte() -> None:
         assert pending.standin() is None
     finally:
         cache.close()
+
+
+@pytest.mark.parametrize("ending", [None, RuntimeError("not foreseen")], ids=str)
+def test_tables_come_whatever_becomes_of_their_stand_in(
+    cache: GrammarCache, monkeypatch: pytest.MonkeyPatch, ending: Exception | None
+) -> None:
+    """One that takes long is not waited for, and one that fails leaves its thread to the others."""
+    begun, may_end, compile_it = threading.Event(), threading.Event(), LlguidanceEngine.compile
+
+    def late(self: LlguidanceEngine, *args: Any) -> Any:
+        begun.set()
+        assert may_end.wait(WAIT_S)
+        if ending is not None:
+            raise ending
+        return compile_it(self, *args)
+
+    monkeypatch.setattr(LlguidanceEngine, "compile", late)
+    specs = [regex(f"a{{{n}}}") for n in range(1, 2 + compiler.NUM_HOSTS)]
+    pending = [cache.request(spec) for spec in specs]
+    assert [one.wait(WAIT_S).engine for one in pending] == ["fsm"] * len(specs)
+    assert begun.is_set()
+    assert all(one.standin() is None for one in pending)
+    may_end.set()
+    monkeypatch.undo()
+    another = cache.request(regex("b+"))
+    until(lambda: another.standin() is not None)
 
 
 # ---- helpers -------------------------------------------------------------------------------------------------------

@@ -94,7 +94,7 @@ class Flight:
 
 
 class Lane:
-    """Threads that carry out what is put, in order; they never hold up the end of the process."""
+    """Threads that carry out what is put, in order, and outlive what it raises; they hold up no process at its end."""
 
     def __init__(self, name: str, num_threads: int = 1) -> None:
         self._calls: queue.SimpleQueue[tuple[Callable[[], object], threading.Event] | None] = queue.SimpleQueue()
@@ -116,7 +116,10 @@ class Lane:
     def _run(self) -> None:
         while (put := self._calls.get()) is not None:
             call, ended = put
-            call()
+            try:
+                call()
+            except Exception:
+                logger.exception("the compiler of grammars failed at something")
             ended.set()
 
 
