@@ -463,7 +463,22 @@ SCHEMAS = st.recursive(scalars(), containers, max_leaves=5)
 
 
 def validator_of(schema: Any) -> jsonschema.Draft202012Validator:
-    return jsonschema.Draft202012Validator(schema, format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER)
+    return jsonschema.Draft202012Validator(
+        in_python(schema), format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER
+    )
+
+
+# Patterns are ECMA's; `jsonschema` reads them as Python's, in which `.`, `$` and `\d` take more.
+IN_PYTHON = {r"\d": "[0-9]", "^.{2}$": r"^[^\n\r\u2028\u2029]{2}\Z", "^[a-c]*$": r"^[a-c]*\Z"}
+
+
+def in_python(schema: Any) -> Any:
+    """The schema with the patterns of `PATTERNS` in Python's dialect."""
+    if isinstance(schema, dict):
+        return {IN_PYTHON.get(key, key): in_python(value) for key, value in schema.items()}
+    if isinstance(schema, list):
+        return [in_python(one) for one in schema]
+    return IN_PYTHON.get(schema, schema) if isinstance(schema, str) else schema
 
 
 def read_or_assume(schema: Any) -> json_syntax.SchemaGrammar:
