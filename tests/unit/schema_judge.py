@@ -47,13 +47,13 @@ def ours(schema: Any) -> Accepts:
         automaton = dfa.build(grammar.tree)
         return lambda text: matches(automaton, text.encode("utf-8", "surrogatepass"))
     except (json_syntax.NotRegular, dfa.TooManyStates):
-        return _by_llguidance("\n".join(grammar.lark()))
+        return by_lark("\n".join(grammar.lark()))
 
 
 def by_rules(schema: Any) -> Accepts:
     """Our rules in llguidance, also where there is a tree."""
     try:
-        return _by_llguidance("\n".join(json_syntax.read(json.dumps(schema)).lark()))
+        return by_lark("\n".join(json_syntax.read(json.dumps(schema)).lark()))
     except GrammarError as error:
         return _nothing_or_refused(str(error))
 
@@ -64,7 +64,7 @@ def llguidance_alone(schema: Any) -> Accepts:
         schema = {}
     if isinstance(schema, dict):
         schema = {**schema, "x-guidance": form}
-    return _by_llguidance("start: %json " + json.dumps(schema))
+    return by_lark("start: %json " + json.dumps(schema))
 
 
 def xgrammar_alone(schema: Any) -> Accepts:
@@ -91,7 +91,7 @@ def _nothing_or_refused(message: str) -> Accepts:
     raise Refused(message)
 
 
-def _by_llguidance(lark: str) -> Accepts:
+def by_lark(lark: str) -> Accepts:
     import llguidance
 
     text = '%llguidance {"no_forcing": true}\n' + lark

@@ -19,8 +19,8 @@ from typing import Any
 
 from nbsgl.engine.grammar import dfa, schema
 from nbsgl.engine.grammar.json.arrays import array_form
-from nbsgl.engine.grammar.json.cases import NEVER, Arrays, Case, Conj, Objects
-from nbsgl.engine.grammar.json.document import Document
+from nbsgl.engine.grammar.json.cases import ANYTHING, NEVER, Arrays, Case, Conj, Objects
+from nbsgl.engine.grammar.json.document import MADE, Document
 from nbsgl.engine.grammar.json.forms import EMPTY, NO_TEXT, Form, Lexeme, Recursive, Rule, Rules, choice, sequence
 from nbsgl.engine.grammar.json.keywords import Unsupported
 from nbsgl.engine.grammar.json.machine import TooWide
@@ -132,7 +132,7 @@ class Maker:
             return NO_TEXT
         if conj not in self._known:
             own = next(iter(conj))[0] if len(conj) == 1 else pointer
-            rule = self._known[conj] = self.rules.add(own.partition("?")[0])
+            rule = self._known[conj] = self.rules.add(own.partition(MADE)[0])
             self._queue.append((conj, rule, own))
         return self._known[conj]
 
@@ -141,6 +141,8 @@ class Maker:
 
     def negated(self, conj: Conj) -> list[Conj]:
         """Values that do not satisfy all of these, as several sets."""
+        if conj == NEVER:
+            return [ANYTHING]
         return [frozenset([(name, not positive)]) for name, positive in conj]
 
     def values(self, conj: Conj) -> dict[Any, Form] | None:

@@ -51,8 +51,9 @@ class Dialect:
     without: frozenset[str] = frozenset()
 
 
-# 2019-09 has lists in `items`; it does not know the keyword that took their place.
-_OF_DRAFT = {7: Dialect(7), 2019: Dialect(2019, frozenset({"prefixItems"})), 2020: Dialect(2020)}
+_SINCE_2020 = frozenset({"prefixItems"})  # before, lists stood in `items`
+_SINCE_2019 = _UNEVALUATED | {"minContains", "maxContains", "dependentRequired", "dependentSchemas"}
+_OF_DRAFT = {7: Dialect(7, _SINCE_2019 | _SINCE_2020), 2019: Dialect(2019, _SINCE_2020), 2020: Dialect(2020)}
 LATEST = _OF_DRAFT[2020]
 
 

@@ -16,6 +16,7 @@ ONE = frozenset(
         *("propertyNames", "unevaluatedItems", "unevaluatedProperties", "contentSchema"),
     }
 )
+MADE = "~?"  # between a pointer and the name of what stands nowhere: no part of a pointer holds it, escaped
 SEVERAL = frozenset({"allOf", "anyOf", "oneOf", "prefixItems", "items"})
 NAMED = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies"})
 
@@ -61,7 +62,7 @@ class Document:
 
     def made(self, schema: Any, site: Site, name: str) -> Site:
         """A schema that stands nowhere in the text, as if it stood at this place."""
-        pointer = f"{site.pointer}?{name}"
+        pointer = f"{site.pointer}{MADE}{name}"
         if pointer not in self.sites:
             self.order(pointer)
             self.sites[pointer] = Site(schema, pointer, site.base, dialects.LATEST)
@@ -158,7 +159,7 @@ class Document:
         for part in fragment.split("/")[1:]:
             key = part.replace("~1", "/").replace("~0", "~")
             try:
-                schema = schema[int(key)] if isinstance(schema, list) else schema[key]
+                schema = schema[_place(key)] if isinstance(schema, list) else schema[key]
             except (KeyError, IndexError, ValueError, TypeError):
                 raise bad(here, f"{reference!r} leads to nothing") from None
             pointer = f"{pointer}/{escape(key)}"
@@ -167,3 +168,10 @@ class Document:
         if not isinstance(schema, (dict, bool)):
             raise bad(here, f"{reference!r} leads to what is no schema")
         return self._enter(schema, pointer, base, dialect)
+
+
+def _place(key: str) -> int:
+    """A place in a list; `ValueError` for what only Python takes for one."""
+    if not (key.isascii() and key.isdecimal()):
+        raise ValueError(key)
+    return int(key)

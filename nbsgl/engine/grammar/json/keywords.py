@@ -45,6 +45,8 @@ ANNOTATIONS = frozenset(
         *("then", "else", "minContains", "maxContains"),  # say something only beside `if` and `contains`
     }
 )
+MAX_EXPONENT = 10_000  # of a constant: it may be written out
+MAX_SIZE = (1 << 31) - 2  # llguidance counts up to one more; no output is as long
 _ITEMS = ("prefixItems", "items", "additionalItems")
 _MEMBERS = ("properties", "patternProperties", "additionalProperties")
 _UNEVALUATED = ("unevaluatedProperties", "unevaluatedItems")
@@ -93,14 +95,15 @@ class Keywords:
     def _constraint(self, site: Site, keyword: str) -> Constraint | None:
         method = _METHODS.get(keyword)
         if method is None:
-            if not self.document.holds_targets(f"{site.pointer}/{escape(keyword)}"):
-                self.solver.refuse(site.pointer, keyword, f"the keyword {keyword!r} is not supported")
-            return None
+            if self.document.holds_targets(f"{site.pointer}/{escape(keyword)}"):
+                return None
+            self.solver.refuse(site.pointer, keyword, f"the keyword {keyword!r} is not supported")
+            return _not_held(keyword)
         try:
             return method(self, site, keyword)
         except Unsupported as error:
             self.solver.refuse(error.pointer, error.keyword, error.reason)
-            return None
+            return _not_held(keyword)
 
     # ---- schemas inside ----------------------------------------------------------------------------------------------
 
@@ -212,10 +215,18 @@ class Keywords:
             if isinstance(value, (dict, list))
         ]
         scalars = [value for value in values if not isinstance(value, (dict, list))]
+        for value in scalars:
+            if isinstance(value, Decimal) and abs(value.adjusted()) > MAX_EXPONENT:
+                raise bad(f"{site.pointer}/{keyword}", f"{value}: the exponent is past {MAX_EXPONENT:,}")
         containers, not_containers = [self.conj(made) for made in inner], [self.conj(made, False) for made in inner]
+
+        def yes() -> Cases:
+            inside = [case.unseen for conj in containers for case in self.solver.cases(conj)]
+            return self.solver.union([_is_one_of(scalars), inside])
+
         return Constraint(
             keyword,
-            lambda: self.solver.union([_is_one_of(scalars), *map(self.solver.cases, containers)]),
+            yes,
             lambda: self.solver.product([_is_none_of(scalars), *map(self.solver.cases, not_containers)]),
         )
 
@@ -245,7 +256,7 @@ class Keywords:
         if isinstance(value, bool) or not isinstance(value, (int, Decimal)):
             raise bad(f"{site.pointer}/{keyword}", f"{value!r} is no number")
         number = Decimal(value)
-        if number and not -MAX_DIGITS < number.adjusted() < MAX_DIGITS:
+        if number and (abs(number.adjusted()) >= MAX_DIGITS or len(number.as_tuple().digits) > MAX_DIGITS):
             raise bad(f"{site.pointer}/{keyword}", f"{value} has more than {MAX_DIGITS} digits")
         return number
 
@@ -259,7 +270,9 @@ class Keywords:
         value = site.schema.get(keyword, default)
         if isinstance(value, bool) or not isinstance(value, (int, Decimal)) or value < 0 or value != int(value):
             raise bad(f"{site.pointer}/{keyword}", f"{value!r} is no size")
-        return int(value)
+        if value > MAX_SIZE and keyword.startswith("min"):
+            raise bad(f"{site.pointer}/{keyword}", f"{value} is more than any output has")
+        return min(int(value), MAX_SIZE)
 
     def pattern(self, site: Site, keyword: str) -> Constraint:
         tree = self._search(site.schema[keyword], f"{site.pointer}/{keyword}")
@@ -293,6 +306,8 @@ class Keywords:
 
     def items(self, site: Site, keyword: str) -> Constraint:
         schema = site.schema
+        if not isinstance(schema.get("prefixItems", []), list):
+            raise bad(f"{site.pointer}/prefixItems", "prefixItems is a list of schemas")
         in_order = next((key for key in ("prefixItems", "items") if isinstance(schema.get(key), list)), None)
         rest_key = "additionalItems" if in_order == "items" else "items"
         has_rest = rest_key in schema and not isinstance(schema[rest_key], list)
@@ -327,7 +342,9 @@ class Keywords:
         return Constraint(keyword, lambda: [Case(array=Arrays(counts=(Count(0, value, low, high),)))], lambda: found)
 
     def unique(self, site: Site, keyword: str) -> Constraint | None:
-        if site.schema[keyword] is not True:
+        if not isinstance(site.schema[keyword], bool):
+            raise bad(f"{site.pointer}/{keyword}", f"{keyword} is true or false")
+        if not site.schema[keyword]:
             return None
 
         def no() -> Cases:
@@ -469,6 +486,11 @@ _METHODS: dict[str, Callable[[Keywords, Site, str], Constraint | None]] = {
     "dependencies": Keywords.dependent,
 }
 _FIELDS = {"number": "number", "string": "string", "array": "array", "object": "object"}
+
+
+def _not_held(keyword: str) -> Constraint:
+    """Of a keyword that is left out nobody knows which values satisfy it: any may, and any may not."""
+    return Constraint(keyword, lambda: [Case()], lambda: [Case()])
 
 
 def _about(kind: str, keyword: str, yes: Any, no: Any) -> Constraint:

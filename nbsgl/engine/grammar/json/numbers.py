@@ -7,7 +7,8 @@ without exponent and without -0: a set of values is then a regular set of texts,
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from decimal import Decimal
+from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal
+from fractions import Fraction
 
 from nbsgl.engine.grammar import dfa
 from nbsgl.engine.grammar.charset import charset
@@ -28,7 +29,8 @@ from nbsgl.engine.grammar.syntax import (
 )
 
 MAX_LISTED = 2_000  # multiples within bounds that are written out
-MAX_DIGITS = 400  # of a bound
+MAX_DIGITS = 400  # of a bound, and of a step
+_EXACT = Context(prec=4 * MAX_DIGITS, Emax=MAX_EMAX, Emin=MIN_EMIN)  # the usual one rounds to 28 digits
 
 
 def span(low: int, high: int) -> Syntax:
@@ -124,7 +126,7 @@ class Numbers:
         if self.low is not None:
             low = _ceil(self.low) + (1 if self.low_open and is_whole(self.low) else 0)
         if self.high is not None:
-            high = -_ceil(-self.high) - (1 if self.high_open and is_whole(self.high) else 0)
+            high = _floor(self.high) - (1 if self.high_open and is_whole(self.high) else 0)
         return low, high
 
     @property
@@ -141,7 +143,7 @@ class Numbers:
         if whole and not extra:
             return integers_between(*self._whole_bounds())
         if (listed := self._listed()) is not None:
-            return either(map(literal, listed))
+            return either(literal(str(int(value))) if whole else equal_to(value) for value in listed)
         return self._decimals(bool(whole))
 
     @property
@@ -151,28 +153,27 @@ class Numbers:
         plain = dfa.build(replace(self, multiples=frozenset())._decimals(whole))
         return among(plain, [whole_step(step, whole) for step in sorted(self.multiples)], whole)
 
-    def _listed(self) -> list[str] | None:
+    def _listed(self) -> list[Decimal] | None:
         """The values one by one, if they are multiples within bounds and few."""
         steps = [step for step in self.multiples if step > 0] or ([Decimal(1)] if self.integer else [])
         if not steps or self.low is None or self.high is None:
             return None
         step = max(steps)
-        first, last = _ceil(self.low / step), -_ceil(-self.high / step)
+        first, last = _ceil(Fraction(self.low) / Fraction(step)), _floor(Fraction(self.high) / Fraction(step))
         if last - first > MAX_LISTED:
             return None
-        values = (step * i for i in range(first, last + 1))
-        return [f"{value:f}" if value else "0" for value in values if self.allows(value)]
+        values = (_EXACT.multiply(step, Decimal(i)) for i in range(first, last + 1))
+        return [value for value in values if self.allows(value)]
 
     def _decimals(self, whole: bool) -> Syntax:
-        base = _PLAIN_WHOLE if whole else _PLAIN
-        parts = [base]
+        if whole:
+            parts = [integers_between(*self._whole_bounds())]
+        elif self.low is None and self.high is None:
+            parts = [_PLAIN]
+        else:
+            parts = [_between(self.low, self.low_open, self.high, self.high_open)]
         if self.integer is False:
             parts.append(negate(_INTEGRAL))
-        if self.low is not None or self.high is not None:
-            if whole:
-                parts = [integers_between(*self._whole_bounds())]
-            else:
-                parts[0] = _between(self.low, self.low_open, self.high, self.high_open)
         parts += [multiples_of(step, whole) for step in sorted(self.multiples) if not (whole and step == 1)]
         parts += [negate(multiples_of(step, False)) for step in sorted(self.not_multiples)]
         parts += [negate(equal_to(value)) for value in sorted(self.without)]
@@ -196,9 +197,14 @@ def divides(step: Decimal, value: Decimal) -> bool:
     return (top[0] * bottom[1]) % (top[1] * bottom[0]) == 0
 
 
-def _ceil(value: Decimal) -> int:
+def _ceil(value: Decimal | Fraction) -> int:
     top, bottom = value.as_integer_ratio()
     return -(-top // bottom)
+
+
+def _floor(value: Decimal | Fraction) -> int:
+    top, bottom = value.as_integer_ratio()
+    return top // bottom
 
 
 # ---- ranges of integers ----------------------------------------------------------------------------------------------
@@ -281,7 +287,7 @@ _INTEGRAL = concat([_PLAIN_WHOLE, _ZEROS])
 
 def equal_to(value: Decimal) -> Syntax:
     """Every decimal of this value."""
-    digits = f"{abs(value):f}".partition(".")
+    digits = f"{value.copy_abs():f}".partition(".")
     whole, fraction = digits[0].lstrip("0") or "0", digits[2].rstrip("0")
     tail = concat([DOT, literal(fraction), repeat(span(0, 0))]) if fraction else _ZEROS
     return concat([*([MINUS] if value < 0 else []), literal(whole), tail])
@@ -292,8 +298,8 @@ def _between(low: Decimal | None, low_open: bool, high: Decimal | None, high_ope
     options = []
     if low is None or low < 0:
         # -y with y > 0, y <= -low and y >= -high
-        under = _not_above(-low, low_open) if low is not None else None
-        over = _not_below(-high, high_open) if high is not None and high < 0 else _POSITIVE
+        under = _not_above(low.copy_negate(), low_open) if low is not None else None
+        over = _not_below(high.copy_negate(), high_open) if high is not None and high < 0 else _POSITIVE
         options.append(concat([MINUS, over if under is None else both([under, over])]))
     if high is None or high >= 0:
         parts = [_not_above(high, high_open)] if high is not None else []

@@ -78,6 +78,9 @@ class _Object:
         self.other = other
         self.pair = self._pair(None)
         self.last = None if other is None else self._pair(other)
+        needed, high = sum(name in self.required for name, _ in self.members), objects.high
+        can_be_many = high is not None and (self.pair != NO_TEXT or len(self.members) > high)
+        self.is_counted = objects.low > needed or can_be_many
         self.form = NO_TEXT if self.has_missing else self._form()
 
     def _allowed(self, conj: Conj) -> Conj:
@@ -111,8 +114,7 @@ class _Object:
 
     def _rest(self, is_due: bool, count: int) -> Form:
         """After the named members, `count` of which are there: any number of others that the bounds allow."""
-        low, high = self._left(count)
-        most = None if high is None else high
+        low, most = self._left(count)
         if self.last is not None:
             if most == 0 or low > 1:
                 return NO_TEXT if most == 0 else self._unsupported_count()
@@ -137,6 +139,9 @@ class _Object:
         raise Unsupported(self.pointer, "minProperties", reason)
 
     def _left(self, count: int) -> tuple[int, int | None]:
+        """Least and most members of other names behind so many named ones, which are counted where that matters."""
+        if not self.is_counted:
+            return 0, None
         high = self.objects.high
         return max(0, self.objects.low - count), None if high is None else max(0, high - count)
 
@@ -147,11 +152,8 @@ class _Object:
 
     def _body(self) -> Form:
         """From the last member to the first: what may follow, by whether a comma is due and how many there were."""
-        size = len(self.members)
-        needed = sum(name in self.required for name, _ in self.members)
-        high = self.objects.high
-        is_counted = self.objects.low > needed or (high is not None and (size > high or self.pair != NO_TEXT))
-        most = max(self.objects.low, size if high is None else high) if is_counted else 0
+        size, high = len(self.members), self.objects.high
+        most = max(self.objects.low, size if high is None else high) if self.is_counted else 0
         counts = range(min(most, size) + 1)
         if size * len(counts) > MAX_COUNTED:
             raise Unsupported(
@@ -159,18 +161,18 @@ class _Object:
             )
         follow = {(due, count): self._rest(due, count) for due in (False, True) for count in counts}
         for place in reversed(range(size)):
-            follow = self._before(place, follow, counts, is_counted)
+            follow = self._before(place, follow, counts)
         return follow[False, 0]
 
-    def _before(self, place: int, follow: dict[Any, Form], counts: range, is_counted: bool) -> dict[Any, Form]:
+    def _before(self, place: int, follow: dict[Any, Form], counts: range) -> dict[Any, Form]:
         name, conj = self.members[place]
         pair = [self.maker.texts.key(literal(name)), self.maker.rule(conj, self.pointer)]
         shared = {key: self._shared(form) for key, form in follow.items()}
         found: dict[Any, Form] = {}
         for is_due, count in follow:
-            after = min(count + 1, counts[-1]) if is_counted else count
+            after = min(count + 1, counts[-1]) if self.is_counted else count
             taken = sequence([*([self.comma] if is_due else []), *pair, shared[True, after]])
-            if is_counted and self.objects.high is not None and count + 1 > self.objects.high:
+            if self.is_counted and self.objects.high is not None and count + 1 > self.objects.high:
                 taken = NO_TEXT
             skipped = NO_TEXT if name in self.required else shared[is_due, count]
             found[is_due, count] = choice([taken, skipped])

@@ -95,10 +95,9 @@ class Solver:
         unevaluated = [key for key in ("unevaluatedItems", "unevaluatedProperties") if key in site.schema]
         if positive:
             return self._marked(site, unevaluated) if unevaluated else self._sides(site, constraints, True)
-        found = [case.unseen for case in self._sides(site, constraints, False)]
         for keyword in unevaluated:
             self.refuse(site.pointer, keyword, f"the keyword {keyword!r} is not supported under a negation")
-        return found
+        return [Case()] if unevaluated else [case.unseen for case in self._sides(site, constraints, False)]
 
     def _sides(self, site: Site, constraints: list[Any], positive: bool) -> Cases:
         found = []
@@ -107,6 +106,7 @@ class Solver:
                 found.append(constraint.yes() if positive else constraint.no())
             except Unsupported as error:
                 self.refuse(error.pointer, error.keyword, error.reason)
+                found.append([Case()])
         return self.product(found) if positive else self.union(found)
 
     def product(self, factors: list[Cases]) -> Cases:
@@ -155,6 +155,7 @@ class Solver:
     def _items_left(self, case: Case, site: Site, rest: Conj) -> Arrays:
         seen = [items for items in case.array.items if items.seen]
         counts = [count.value for count in case.array.counts if count.seen and site.draft != 2019]
+        counts = [value for value in counts if value != NEVER]
         if any(items.has_rest for items in seen) or ANYTHING in counts:
             return Arrays(items=(Items(has_rest=True),))
         size = max([len(items.prefix) for items in seen], default=0)

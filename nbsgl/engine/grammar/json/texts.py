@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from nbsgl.engine.grammar.charset import charset
-from nbsgl.engine.grammar.json.forms import Lexeme
+from nbsgl.engine.grammar.json.forms import NO_TEXT, Form, Lexeme
 from nbsgl.engine.grammar.json.strings import quoted
-from nbsgl.engine.grammar.syntax import Chars, Syntax, concat, literal, repeat
+from nbsgl.engine.grammar.syntax import NOTHING, Chars, Syntax, concat, literal, repeat
 
 _SPACE = repeat(Chars(charset([(0x20, 0x20), (0x09, 0x0A), (0x0D, 0x0D)])))
 
@@ -44,6 +44,7 @@ class Texts:
     def comma(self) -> Lexeme:
         return Lexeme(self._around(","))
 
-    def key(self, names: Syntax) -> Lexeme:
+    def key(self, names: Syntax) -> Form:
         """A member's name, one of a language, with its colon."""
-        return Lexeme(concat([quoted(names), self._around(":")]))
+        spelt = concat([quoted(names), self._around(":")])
+        return NO_TEXT if spelt == NOTHING else Lexeme(spelt)
