@@ -414,6 +414,23 @@ def scalars() -> st.SearchStrategy[Any]:
         st.builds(lambda a, b: {"type": "number", "exclusiveMinimum": min(a, b), "maximum": max(a, b)}, bound, bound),
         st.builds(lambda n: {"type": "integer", "multipleOf": n}, st.integers(1, 6)),
         st.builds(
+            lambda n, a, b: {"type": "number", "multipleOf": n, "minimum": min(a, b), "maximum": max(a, b)},
+            st.sampled_from([0.25, 0.5, 1.5, 2, 2.0]),
+            bound,
+            bound,
+        ),
+        st.builds(
+            lambda n, low: {
+                "type": "number",
+                "not": {"type": "integer"},
+                "multipleOf": n,
+                "minimum": low,
+                "maximum": 30,
+            },
+            st.sampled_from([0.5, 2]),
+            bound,
+        ),
+        st.builds(
             lambda a, b: {"type": "string", "minLength": a, "maxLength": a + b}, st.integers(0, 2), st.integers(0, 2)
         ),
         st.builds(lambda p, n: {"type": "string", "pattern": p, "maxLength": n}, PATTERNS, st.integers(1, 3)),
@@ -442,6 +459,12 @@ def containers(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
             st.just(False) | inner,
         ),
         st.builds(lambda props, low: {**closed(**props), "minProperties": low, "maxProperties": 2}, some, size),
+        st.builds(
+            lambda props, low, least: {**closed(**props), "required": sorted(props)[:low], "minProperties": least},
+            some,
+            size,
+            size,
+        ),
         st.builds(lambda props, a, b: {**closed(**props), "dependentRequired": {a: [b]}}, some, NAMES, NAMES),
         st.builds(
             lambda item, low, n: {"type": "array", "items": item, "minItems": low, "maxItems": low + n},
@@ -549,6 +572,11 @@ def opened(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
         st.builds(lambda parts: {"allOf": parts}, st.lists(inner, min_size=1, max_size=2)),
         st.builds(lambda parts: {"oneOf": parts}, st.lists(inner, min_size=1, max_size=2)),
         st.builds(lambda props: {"properties": props, "unevaluatedProperties": False}, some),
+        st.builds(
+            lambda values, part: {"anyOf": [{"enum": values}, part], "unevaluatedProperties": False},
+            st.lists(VALUES, min_size=1, max_size=3),
+            inner,
+        ),
     )
 
 
