@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -193,7 +194,11 @@ HOST_SPECS = [
 
 
 def takes(spec: GrammarSpec, text: str) -> bool:
-    matcher = grammar.compile(spec, VOCAB).matcher()
+    return matched(grammar.compile(spec, VOCAB), text)
+
+
+def matched(compiled: Any, text: str) -> bool:
+    matcher = compiled.matcher()
     return all(matcher.advance(byte) for byte in text.encode()) and matcher.is_accepting()
 
 
@@ -221,6 +226,96 @@ def test_tags_by_llguidance_are_the_language_of_the_tree(options: dict[str, bool
     assert [takes(recursive, text) for text in texts] == [takes(regular, text) for text in texts]
 
 
+CLOSED, OPEN = '{"type": "object", "additionalProperties": false}', '{"type": "object"}'
+
+
+def tagged(*inner: tuple[str, str, str], last: str = CLOSED, **options: Any) -> GrammarSpec:
+    """Tags <x0>, <x1>, ... of (kind, text, end), and one of JSON, which makes rules of the whole."""
+    found = [{"begin": f"<x{i}>", "kind": kind, "text": text, "end": end} for i, (kind, text, end) in enumerate(inner)]
+    found.append({"begin": "<j>", "kind": "json_schema", "text": last, "end": "</j>"})
+    after = options.pop("after", "")
+    return GrammarSpec(kind="tags", text=json.dumps({"tags": found, **options}), after=after)
+
+
+# What goes on where it may end: (kind, text, end), inner texts with their end, and others.
+GOING_ON = [
+    (("regex", ".*", "</x>"), ["hi</x>", "</x>", "</x></x>"], ["hi", "</x"]),
+    (("regex", r"\w+( \w+)*", " end"), ["a end", "a b end", "a end end"], [" end", "a en"]),
+    (("regex", r"\d+", "0"), ["10", "00", "100"], ["0", "1", "a0"]),
+    (("regex", "b*", "b"), ["b", "bbb"], ["", "a"]),
+    (("regex", "(ab)+", ""), ["ab", "aba", "abab"], ["", "a", "b"]),
+    (("choices", '["a", "ab"]', "b"), ["ab", "abb"], ["a", "b"]),
+    (("ebnf", 'root ::= "1" root2\nroot2 ::= [0-9]*', "9"), ["19", "1999"], ["1", "18"]),
+    (("json_schema", '{"type": "integer"}', "0"), ["10", "-500", "00"], ["0", "1", "-0"]),
+    (("json_schema", '{"type": "number"}', "."), ["1.", "1.5.", "0."], ["1", "."]),
+    (("json_schema", '{"type": "number"}', ""), ["1", "1. So", "2e", "-3"], ["-", "x"]),
+    (("json_schema", '{"enum": [1, 12]}', "2"), ["12", "122"], ["1", "2"]),
+]
+
+
+@pytest.mark.parametrize("options", [{}, {"free_text": False, "stop_after_first": True}, {"after": "b>"}], ids=str)
+@pytest.mark.parametrize(("inner", "good", "bad"), GOING_ON, ids=lambda value: str(value) if value[0] else "")
+def test_a_tag_ends_wherever_the_tree_lets_it(
+    inner: tuple[str, str, str], good: list[str], bad: list[str], options: dict[str, Any]
+) -> None:
+    """A greedy lexer would take the end for more of the text before it."""
+    spec = tagged(inner, **options)
+    tables, general = (msgspec.structs.replace(spec, engine=engine) for engine in ("fsm", "llguidance"))
+    head = f"{spec.after}<x0>"
+    texts = [head + text + behind for text in (*good, *bad) for behind in ("", " b", "<j>{}</j>")]
+    assert [takes(general, text) for text in texts] == [takes(tables, text) for text in texts]
+    if options.get("free_text", True):
+        assert all(takes(general, head + text) for text in good)
+    assert not any(takes(general, head + text) for text in bad)
+
+
+TOLD_APART = [
+    [("<f", "regex", "bz", ""), ("<fb", "json", "", "")],
+    [("<f", "json_schema", CLOSED, "."), ("<fb", "regex", "z", "."), ("<f{", "regex", "{?", ".")],
+    [("<f", "json_schema", '{"enum": [1]}', "."), ("<f", "json_schema", '{"enum": [12]}', ".")],
+    [("\n<f", "json_schema", '{"enum": [1]}', "."), ("\n<g", "regex", "a", ".")],
+]
+
+
+@pytest.mark.parametrize("found", TOLD_APART, ids=str)
+def test_begins_that_begin_each_other_are_the_tree_s(found: list[tuple[str, str, str, str]]) -> None:
+    """All pieces of three in a row, before and behind them nothing or a line's end."""
+    closed = [("json_schema", '{"enum": [1, 10]}') if kind == "json" else (kind, text) for _, kind, text, _ in found]
+    inner = [
+        {"begin": begin, "kind": kind, "text": text, "end": end, "trigger": begin[:2]}
+        for (begin, _, _, end), (kind, text) in zip(found, closed, strict=True)
+    ]
+    text = json.dumps({"tags": inner, "at_least_one": True})
+    spec = GrammarSpec(kind="tags", text=text, after="b>")
+    tables, general = (msgspec.structs.replace(spec, engine=engine) for engine in ("fsm", "llguidance"))
+    one, other = grammar.compile(tables, VOCAB), grammar.compile(general, VOCAB)
+    pieces = [*(begin for begin, *_ in found), "bz", "z", "1", "10", "12", "{}", "{", "a", "."]
+    texts = ["b>" + blank + "".join(row) for blank in ("", "\n") for row in itertools.product(pieces, repeat=3)]
+    accepted = [text for text in texts if matched(one, text)]
+    assert accepted
+    assert [text for text in texts if matched(other, text)] == accepted
+
+
+def test_tags_that_no_rules_can_say_are_refused_by_name_without_tables() -> None:
+    """With an open object there are no tables, and a lexer does not know where such a text ends."""
+    for inner in (("regex", ".*", "</x>"), ("json_schema", '{"type": ["integer", "object"]}', "0")):
+        with pytest.raises(BadGrammar, match="tags/1 .*<x1>.*may go on"):
+            grammar.compile(tagged(("regex", "a", "."), inner, last=OPEN), VOCAB)
+    twice = {"begin": "<j>1", "kind": "regex", "text": "a", "end": ".", "trigger": "<j>"}
+    other = {"begin": "<j>", "kind": "json", "text": "", "end": ">"}
+    with pytest.raises(BadGrammar, match="like the tag '<j>1'"):
+        grammar.compile(GrammarSpec(kind="tags", text=json.dumps({"tags": [twice, other]})), VOCAB)
+
+
+def test_tags_beside_an_open_object_end_where_they_should() -> None:
+    spec = tagged(("regex", "[^<]*", "</x>"), ("choices", '["a", "ab"]', "b"), ("json", "", "</x>"), last=OPEN)
+    assert grammar.compile(spec, VOCAB).engine == "llguidance"
+    for text in ("<x0>hi</x> b", "<x1>ab", "x<x1>abb<x1>ab", "<x2>12</x>1", '<x2>{"a": [1]}</x>', '<j>{"a": 1.5}</j>'):
+        assert takes(spec, text), text
+    for text in ("<x0>hi", "<x1>a", "<x2>12", "<x2>1</y>", "<j>1</j>"):
+        assert not takes(spec, text), text
+
+
 def test_a_user_s_lark_keeps_its_names_and_forces_nothing() -> None:
     spec = GrammarSpec(kind="lark", text='start: value\nvalue: "abc" head\nhead: /[0-9]/', prefix="the ")
     matcher = grammar.compile(spec, VOCAB).matcher()
@@ -244,6 +339,8 @@ REGULAR = [
     GrammarSpec(kind="choices", text='["yes", "no", "no quick", ""]'),
     GrammarSpec(kind="ebnf", text='root ::= "aa" ("b" | [^x\\n])* "12"'),
     tags("regex", "a+"),
+    *(tagged(inner) for inner, _, _ in GOING_ON),
+    tagged(("regex", "[^<]*", "</x>"), ("json_schema", '{"type": "integer"}', "</x>")),
 ]
 
 

@@ -1,5 +1,8 @@
 """Specs printed as Lark for llguidance: a tree as one terminal, else rules.
 
+llguidance's lexer is greedy: a lexeme goes on as long as it can, whatever would stand behind it.  So rules say the
+same as a tree only where no lexeme can go on with what may follow it; `tag_rules` knows where they do not.
+
 Every grammar carries `no_forcing`: all tokens the language allows are in the mask, not only the canonical spelling of
 forced text.
 """
@@ -11,7 +14,17 @@ import json
 from nbsgl import structural_tags as noun
 from nbsgl.engine.grammar import ebnf, tags, trees
 from nbsgl.engine.grammar.rust import to_lark
-from nbsgl.engine.grammar.syntax import EMPTY_TEXT, NotRegular, Syntax, concat, literal, repeat
+from nbsgl.engine.grammar.syntax import (
+    EMPTY_TEXT,
+    NOTHING,
+    NotRegular,
+    Syntax,
+    concat,
+    either,
+    literal,
+    repeat,
+)
+from nbsgl.engine.grammar.tag_rules import Head, TagRules, is_json
 from nbsgl.errors import BadGrammar
 from nbsgl.protocol import GrammarSpec
 
@@ -19,12 +32,13 @@ MAX_LARK_BYTES = 256 << 10
 MAX_NESTING = 128
 
 _HEADER = '%llguidance {"no_forcing": true}\n'
+_BLANKS = "\t\n\r "
 
 
 def source_of(spec: GrammarSpec, tree: Syntax | NotRegular) -> str:
     """llguidance's text for a spec; raises `GrammarError`'s children."""
     writer = _Writer(spec)
-    if isinstance(tree, NotRegular) or _has_json(spec):
+    if isinstance(tree, NotRegular) or (_has_json(spec) and _rules_say_it(spec)):
         writer.whole()
     else:
         writer.terminal("start", tree)
@@ -77,51 +91,63 @@ class _Writer:
                 raise AssertionError(f"a spec of kind {kind!r} has a tree")
 
     def tags(self, name: str, spec: GrammarSpec) -> None:
-        """Free text in terminals that end with a trigger, and behind each the tags that it begins."""
-        found = noun.decode(spec.text)
-        for place, tag in enumerate(found.tags):
-            self.inner(f"{name}_t{place}", tags.inner_spec(spec, tag))
+        """Free text in terminals that end with a trigger, and behind each the tags that it begins.
+
+        `BadGrammar` names a tag whose texts a greedy lexer would lose.
+        """
+        rules = TagRules.of(spec)
+        if (complaint := rules.lost()) is not None:
+            raise complaint
+        for head in rules.heads:
+            if head.inner is None:
+                self.rule(f"{name}_t{head.place}", head.spec)
+        found, free = rules.found, rules.free
         least = "+" if found.at_least_one else "*"
-        if not found.free_text:
-            one = [f"{_quoted(tag.begin)} {name}_t{i} {_quoted(tag.end)}" for i, tag in enumerate(found.tags)]
-            self.lines.append(f"{name}_one: {' | '.join(one)}")
+        if free is None:
+            self.lines.append(f"{name}_one: {self.options(name, 0, rules.groups[0])}")
             times = {True: "", False: "?"}[found.at_least_one] if found.stop_after_first else least
             self.lines.append(f"{name}: {name}_one{times}")
             return
-        free = tags.free_of(found)
-        options = []
-        for number, marks in enumerate(free.to):
+        ways = []
+        for number, (marks, heads) in enumerate(zip(free.to, rules.groups, strict=True)):
             self.terminal(f"{name}_to{number}", free.up_to(marks))
-            rests = [
-                f"{_quoted(rest)} {name}_t{place} {_quoted(found.tags[place].end)}"
-                for place, rest in tags.rests_of(found, marks)
-            ]
-            options.append(f"{name}_to{number} ({' | '.join(rests)})")
-        self.lines.append(f"{name}_one: {' | '.join(options)}")
+            ways.append(f"{name}_to{number} ({self.options(name, number, heads)})")
+        self.lines.append(f"{name}_one: {' | '.join(ways)}")
         self.terminal(f"{name}_free", free.not_empty)
         if found.stop_after_first:
             self.lines.append(f"{name}: {name}_one" + ("" if found.at_least_one else f" | {name}_free?"))
         else:
             self.lines.append(f"{name}: {name}_one{least} {name}_free?")
 
-    def inner(self, name: str, spec: GrammarSpec) -> None:
-        tree = NotRegular("JSON") if _is_json(spec) else trees.tree_of(spec)
-        if isinstance(tree, NotRegular):
-            self.rule(name, spec)
-        else:
-            self.terminal(name, tree)
+    def options(self, name: str, number: int, heads: list[Head]) -> str:
+        """What stands behind a trigger: the tags with a tree as one terminal, the others one by one."""
+        found = [
+            f"{_quoted(head.rest)} {name}_t{head.place} {_quoted(head.tag.end)}" for head in heads if head.inner is None
+        ]
+        own = either(concat([literal(head.rest), head.body]) for head in heads if head.inner is not None)
+        if own != NOTHING or not found:
+            self.terminal(f"{name}_own{number}", own)
+            found.append(f"{name}_own{number}")
+        return " | ".join(found)
+
+
+def _rules_say_it(spec: GrammarSpec) -> bool:
+    """The rules of a spec with JSON have the texts of its tree."""
+    if spec.kind != "tags":
+        return True
+    rules = TagRules.of(spec)
+    starts = rules.found.triggers if rules.free is not None else [head.rest for head in rules.heads]
+    if spec.after and any(start[0] in _BLANKS for start in starts):  # the mark takes all blanks behind it
+        return False
+    return rules.lost() is None
 
 
 def _has_json(spec: GrammarSpec) -> bool:
     """JSON goes as rules, regular or not: as one terminal it took up to 1 s to compile (twelve optional members), as
     rules 2 ms, with masks that are no slower."""
     if spec.kind == "tags":
-        return any(_is_json(tags.inner_spec(spec, tag)) for tag in noun.decode(spec.text).tags)
-    return _is_json(spec)
-
-
-def _is_json(spec: GrammarSpec) -> bool:
-    return spec.kind in ("json_schema", "json")
+        return any(is_json(tags.inner_spec(spec, tag)) for tag in noun.decode(spec.text).tags)
+    return is_json(spec)
 
 
 def check_lark(text: str) -> None:
