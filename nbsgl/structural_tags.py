@@ -7,6 +7,7 @@ same, and the calls that a finished text has.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,6 +17,8 @@ import msgspec
 from nbsgl.errors import BadGrammar
 
 MAX_TAGS = 1024
+
+_HALF = re.compile("[\ud800-\udfff]")
 
 InnerKind = Literal["regex", "json_schema", "json", "choices", "ebnf", "lark"]
 
@@ -60,6 +63,8 @@ class Tags(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
                 raise bad(f"/tags/{place}/begin", "it is empty: nothing would tell the tag from free text")
             if not tag.begin.startswith(tag.head):
                 raise bad(f"/tags/{place}/trigger", f"{tag.trigger!r} is not how {tag.begin!r} begins")
+            for name in ("begin", "text", "end", "tool", "description"):
+                refuse_half(getattr(tag, name), "tags", f"#/tags/{place}/{name}")
 
     @property
     def triggers(self) -> list[str]:
@@ -72,6 +77,18 @@ class Tags(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 def bad(pointer: str, reason: str) -> BadGrammar:
     return BadGrammar(kind="tags", path=f"#{pointer}", reason=reason)
+
+
+def refuse_half(text: str, kind: str, path: str) -> None:
+    """`BadGrammar` for half a character (a lone surrogate): it has no UTF-8, so no text has it."""
+    if half := _HALF.search(text):
+        reason = f"it has half a character in it, {half[0]!r} at position {half.start()}"
+        raise BadGrammar(kind=kind, path=path, reason=reason, hint="Join the two halves of a pair into one character.")
+
+
+def escape_halves(text: str) -> str:
+    """JSON text with the halves of characters as escapes: what it says is the same, and it has UTF-8."""
+    return _HALF.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
 
 
 def encode(tags: Tags) -> str:
@@ -170,7 +187,7 @@ def _trigger(begin: str, triggers: list[Any], here: str) -> str:
 
 
 def _schema_text(schema: Any) -> str:
-    return schema if isinstance(schema, str) else json.dumps(schema, ensure_ascii=False)
+    return escape_halves(schema if isinstance(schema, str) else json.dumps(schema, ensure_ascii=False))
 
 
 def _text(one: Any, key: str, here: str) -> str:

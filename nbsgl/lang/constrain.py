@@ -57,6 +57,9 @@ def constraint(kind: str | None, kinds: Mapping[str, Any], options: Mapping[str,
     changes = {name: given[name] for name in ("jump", "on_limit", *_OF_JSON) if name in given}
     changes |= _after(given) | ({} if engine is None else {"engine": engine})
     spec = msgspec.structs.replace(spec, **changes)
+    for text in (spec.text, spec.prefix):
+        tag_noun.refuse_half(text, spec.kind, f"{kind}=")
+    tag_noun.refuse_half(spec.after, "after", "after=")
     _check_fit(spec)
     return replace(found, grammar=spec)
 

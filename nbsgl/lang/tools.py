@@ -133,7 +133,7 @@ def _of_dict(tool: Mapping[str, Any]) -> Tool:
     if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str):
         raise _refused(tool, 'For example {"name": "search", "parameters": {"type": "object", ...}}.')
     schema = inner.get("parameters", inner.get("input_schema", {"type": "object", "properties": {}}))
-    made = of_schema(schema, "tools")
+    made = of_schema({} if schema is True else schema, "tools")  # services want an object
     assert made.grammar is not None
     return Tool(str(inner["name"]), str(inner.get("description", "")), made.grammar.text, json.loads)
 

@@ -15,27 +15,20 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
+from nbsgl import structural_tags
 from nbsgl.errors import BadGrammar, BadRegex, BadValue, ParameterError
 from nbsgl.lang.ir import REGEX_BOOL, REGEX_FLOAT, REGEX_INT, REGEX_STR, refuse_mark
+from nbsgl.lang.type_schemas import FLOAT, INT, REGEX_DATE, REGEX_TIME, pydantics_maker, schema_of
 from nbsgl.protocol import GrammarSpec
 
 ALLOWED = (
     "int, float, bool, str, Literal[...], an Enum, date, time, datetime, a union of these, a compiled regex, list[T], "
     "dict, tuple, a TypedDict, dataclass, pydantic model or msgspec Struct"
 )
-
-# Years 1000..9999; every match is a day of the calendar.
-_YEAR = "[1-9][0-9]{3}"
-_LEAP_YEAR = "(?:[1-9][0-9](?:0[48]|[2468][048]|[13579][26])|(?:[2468][048]|[13579][26])00)"
-_DAY = "(?:0[1-9]|1[0-9]|2[0-8])"
-REGEX_DATE = (
-    f"(?:{_YEAR}-(?:(?:0[1-9]|1[0-2])-{_DAY}|(?:0[13-9]|1[0-2])-(?:29|30)|(?:0[13578]|1[02])-31)|{_LEAP_YEAR}-02-29)"
-)
-REGEX_TIME = "(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]"
 
 _NUMBER_ENDS = (" ", "\n")
 _NAMED = {"int": int, "float": float, "bool": bool, "str": str}
@@ -91,12 +84,27 @@ def of_type(wanted: object, parameter: str) -> Constraint:
     if isinstance(wanted, str):
         wanted = _NAMED.get(wanted, wanted)
     try:
-        return _of_type(wanted, parameter)
+        return _known(_spelt(wanted), parameter)
     except TypeError:  # not hashable: an Annotated with a list in it, say
-        return _of_type.__wrapped__(wanted, parameter)
+        return _of_type(wanted, parameter)
+
+
+class _Spelt(NamedTuple):
+    """A type and its arguments in order: `int | float` equals `float | int`, and is read in another way."""
+
+    wanted: object
+    arguments: tuple[_Spelt, ...]
+
+
+def _spelt(wanted: object) -> _Spelt:
+    return _Spelt(wanted, tuple(map(_spelt, typing.get_args(wanted))))
 
 
 @lru_cache(maxsize=256)
+def _known(spelt: _Spelt, parameter: str) -> Constraint:
+    return _of_type(spelt.wanted, parameter)
+
+
 def _of_type(wanted: object, parameter: str) -> Constraint:
     if isinstance(wanted, str):
         raise _refused(parameter, wanted)
@@ -208,10 +216,10 @@ _SIMPLE: dict[type, Plain] = {
 }
 
 
-# Of type=: bounded, so that a run ends, and without leading zeros.  A blank that a model writes next is a stop string.
+# Of type=.  A blank that a model writes next is a stop string.
 _OWN: dict[type, Plain] = _SIMPLE | {
-    int: Plain(r"-?(?:0|[1-9][0-9]{0,18})[ \n]?", int, _NUMBER_ENDS),
-    float: Plain(r"-?(?:0|[1-9][0-9]{0,15})(?:\.[0-9]{1,15})?(?:[eE][+-]?[0-9]{1,3})?[ \n]?", float, _NUMBER_ENDS),
+    int: Plain(rf"{INT}[ \n]?", int, _NUMBER_ENDS),
+    float: Plain(rf"{FLOAT}[ \n]?", float, _NUMBER_ENDS),
 }
 
 
@@ -223,14 +231,15 @@ def schema_and_reader(wanted: Any, parameter: str) -> tuple[dict[str, Any], Call
     if isinstance(wanted, type) or typing.get_origin(wanted) is not None or wanted is Any:
         try:
             if not _is_pydantics(wanted):
-                schema = _in_order(msgspec.json.schema(wanted), wanted)
+                schema = _in_order(schema_of(wanted), wanted)
                 return _closed(schema), msgspec.json.Decoder(wanted).decode
         except (TypeError, RecursionError) as error:
             if "pydantic" not in sys.modules:
                 raise _refused(parameter, wanted, str(error).splitlines()[0]) from error
         try:
             adapter = sys.modules["pydantic"].TypeAdapter(wanted)
-            return _closed(adapter.json_schema()), adapter.validate_json
+            schema = adapter.json_schema(schema_generator=pydantics_maker())
+            return _closed(schema), adapter.validate_json
         except Exception as error:  # pydantic's own classes of errors, which are not imported here
             raise _refused(parameter, wanted, str(error).splitlines()[0]) from error
     raise _refused(parameter, wanted)
@@ -273,10 +282,10 @@ def _typed_dicts(wanted: Any, seen: set[int]) -> Iterator[Any]:
 
 
 def _closed(schema: dict[str, Any]) -> dict[str, Any]:
-    """A class has the fields it names and no others; a set's items need not differ (reading makes them)."""
+    """A class has the fields, a dict the keys it names and no others; a set's items need not differ."""
     for inner in _inner(schema):
         _closed(inner)
-    if "properties" in schema:
+    if "properties" in schema or "patternProperties" in schema:
         schema.setdefault("additionalProperties", False)
     schema.pop("uniqueItems", None)
     return schema
@@ -338,9 +347,9 @@ def _schema_text(schema: str | Mapping[str, Any], parameter: str) -> str:
             raise BadGrammar(
                 kind="json_schema", path=f"{parameter}=", reason=str(error), hint=f"Pass a dict: {parameter}={{...}}."
             ) from error
-        return schema
+        return structural_tags.escape_halves(schema)
     try:
-        return json.dumps(schema, ensure_ascii=False)
+        return structural_tags.escape_halves(json.dumps(schema, ensure_ascii=False))
     except (TypeError, ValueError) as error:
         raise BadGrammar(kind="json_schema", path=f"{parameter}=", reason=str(error)) from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pydantic
@@ -110,6 +110,34 @@ def test_options_reach_the_spec() -> None:
 def test_what_means_nothing_is_refused_at_its_line(given, says) -> None:
     with pytest.raises(ParameterError, match=says):
         sgl.gen("x", **given)
+
+
+@pytest.mark.parametrize(
+    ("given", "place"),
+    [
+        ({"regex": "a\ud800"}, "regex at regex="),
+        ({"ebnf": 'root ::= "\ud800"'}, "ebnf at ebnf="),
+        ({"lark": 'start: "\ud800"'}, "lark at lark="),
+        ({"type": Literal["\ud800", "b"]}, "regex at type="),
+        ({"regex": "a", "after": "\ud800"}, "after at after="),
+        ({"grammar": sgl.GrammarSpec(kind="regex", text="a", prefix="\ud800")}, "regex at grammar="),
+        ({"grammar": sgl.GrammarSpec(kind="choices", text='["\ud800"]')}, "choices at grammar="),
+    ],
+)
+def test_half_a_character_is_refused_at_its_line(given, place) -> None:
+    with pytest.raises(BadGrammar, match=f"{place}: it has half a character"):
+        sgl.gen("x", **given)
+
+
+@pytest.mark.parametrize("half", [{"const": "\ud800"}, '{"const": "\ud800"}', '{"const": "\\ud800"}'])
+def test_half_a_character_in_a_schema_travels_as_an_escape(half) -> None:
+    spec = spec_of(json_schema=half)
+    assert msgspec.json.decode(msgspec.json.encode(spec), type=sgl.GrammarSpec) == spec
+    assert json.loads(spec.text) == {"const": "\ud800"}
+    with pytest.raises(BadGrammar, match="no output can satisfy it"):
+        sgl.grammar.inspect(grammar=spec)
+    assert spec_of(json_schema={"enum": ["\ud800", "ü"]}).text == '{"enum": ["\\ud800", "ü"]}'
+    assert sgl.grammar.inspect(json_schema={"enum": ["\ud800", "ü"]}).sample(3) == ['"ü"'] * 3
 
 
 @pytest.mark.parametrize("given", [{"ebnf": 'top ::= "a"'}, {"lark": 'top: "a"'}])
@@ -266,6 +294,18 @@ def test_calls_are_read_back_with_the_types_of_the_function(tool_format, text) -
     backend.close()
 
 
+@pytest.mark.parametrize("tool_format", ["tool-call", "function-tag", "json"])
+@pytest.mark.parametrize("anything", [True, {}])
+def test_a_tool_may_take_any_json(anything, tool_format) -> None:
+    given = {"tools": [{"name": "f", "parameters": anything}], "tool_format": tool_format}
+    [tag] = tags_of(**given).tags
+    found, text = sgl.grammar.inspect(**given), f'{tag.begin}{{"a": [1, null]}}{tag.end}'
+    assert found.matches(text)
+    assert not found.matches(text.replace("null", "nil"))
+    [call] = sgl.gen("x", **given).reader.read("x", text, "")
+    assert (call.name, call.arguments) == ("f", {"a": [1, None]})
+
+
 def test_the_json_format_is_one_call_and_nothing_else() -> None:
     found = tags_of(tools=[search], tool_format="json")
     assert (found.free_text, found.at_least_one, found.stop_after_first) == (False, True, True)
@@ -344,6 +384,38 @@ def test_tags_are_made_of_any_grammar() -> None:
 def test_tags_are_checked(make) -> None:
     with pytest.raises(ParameterError):
         make()
+
+
+@pytest.mark.parametrize(
+    ("make", "place"),
+    [
+        (lambda: sgl.tags(sgl.tag("\ud800", regex="a")), "begin"),
+        (lambda: sgl.tags(sgl.tag("<a>", "\udfff", regex="a")), "end"),
+        (lambda: sgl.tags(sgl.tag("<a>", regex="\ud800")), "(text|regex=)"),
+        (lambda: sgl.tags(sgl.tag("<a>", type=Literal["\ud800"])), "text"),
+        (lambda: sgl.gen("x", tools=[{"name": "f", "description": "\ud800"}]), "description"),
+        (lambda: noun.encode(noun.of_sglang(_structure("\ud800", {}))), "begin"),
+    ],
+)
+def test_half_a_character_in_a_tag_is_refused_with_its_place(make, place) -> None:
+    with pytest.raises(BadGrammar, match=f"at (#/tags/0/)?{place}: it has half a character"):
+        make()
+
+
+def _structure(begin: str, schema: Any) -> dict[str, Any]:
+    structures = [{"begin": begin, "schema": schema, "end": ">"}]
+    return {"type": "structural_tag", "structures": structures, "triggers": [begin]}
+
+
+@pytest.mark.parametrize("schema", [{"enum": ["\ud800", "b"]}, '{"enum": ["\ud800", "b"]}'])
+def test_half_a_character_in_the_schema_of_a_tag_travels_as_an_escape(schema) -> None:
+    for text in (
+        noun.encode(noun.of_sglang(_structure("<a", schema))),
+        sgl.tags(sgl.tag("<a", ">", json_schema=schema)).text,
+        spec_of(tools=[{"name": "f", "parameters": schema}]).text,
+    ):
+        [tag] = noun.decode(text).tags
+        assert json.loads(tag.text) == {"enum": ["\ud800", "b"]}
 
 
 def test_a_trigger_is_how_its_tag_begins() -> None:

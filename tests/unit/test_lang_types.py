@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import decimal
 import enum
 import json
 import re
-from typing import Annotated, Any, Literal, NotRequired, TypedDict
+import uuid
+from typing import Annotated, Any, Generic, Literal, NamedTuple, NotRequired, TypedDict, TypeVar
 
 import msgspec
 import pydantic
@@ -19,7 +21,8 @@ import nbsgl as sgl
 from nbsgl.engine import grammar
 from nbsgl.errors import BadValue, IncompleteOutput, ParameterError
 from nbsgl.lang.ir import REGEX_BOOL, REGEX_FLOAT, REGEX_INT, REGEX_STR
-from nbsgl.lang.types import REGEX_DATE, REGEX_TIME, of_type
+from nbsgl.lang.type_schemas import REGEX_DATE, REGEX_TIME
+from nbsgl.lang.types import of_type
 from nbsgl.protocol import Finish, Gen
 from tests.unit.fakes import FakeBackend
 from tests.unit.in_process import InProcessEngine
@@ -169,6 +172,183 @@ def test_the_fields_of_a_typed_dict_keep_their_order() -> None:
     assert list(schema["$defs"]["Zoo"]["properties"]) == ["zebra", "ape", "lion"]
     assert schema["$defs"]["Zoo"]["required"] == ["zebra", "lion"]
     assert list(schema["$defs"]["Row"]["properties"]) == ["id", "note"]
+
+
+@pytest.mark.parametrize(("one", "other"), [(float | int, int | float), (float | int | None, None | int | float)])
+def test_the_first_member_of_a_union_decides_whichever_order_came_before(one, other) -> None:
+    for wanted, kind in ((one, float), (other, int), (one, float)):
+        assert type(of_type(wanted, "type").reader.read("x", "1", "")) is kind
+
+
+def test_unions_inside_of_types_keep_their_order_too() -> None:
+    texts = [of_type(wanted, "type").grammar.text for wanted in (list[int | str], list[str | int], list[int | str])]
+    assert texts[0] == texts[2]
+    assert [[one["type"] for one in json.loads(text)["items"]["anyOf"]] for text in texts[:2]] == [
+        ["integer", "string"],
+        ["string", "integer"],
+    ]
+
+
+# ---- what msgspec's schemas leave out --------------------------------------------------------------------------------
+
+UTC = datetime.UTC
+MOMENT = datetime.datetime(2024, 2, 29, 3, 4, 5)
+T = TypeVar("T")
+
+
+@dataclasses.dataclass
+class Visit:
+    at: datetime.datetime
+    opens: datetime.time | None = None
+
+
+class Stay(TypedDict):
+    since: datetime.datetime
+    nights: NotRequired[dict[datetime.date, bytes]]
+
+
+class Price(NamedTuple):
+    amount: decimal.Decimal
+    until: datetime.time
+
+
+class Came(msgspec.Struct, tag="came"):
+    when: datetime.datetime
+
+
+class Said(msgspec.Struct, tag="said"):
+    when: str
+
+
+class Pair(msgspec.Struct, Generic[T], array_like=True, forbid_unknown_fields=True, tag=True):
+    one: T
+    other: datetime.timedelta
+
+
+class Tree(msgspec.Struct):
+    grown: datetime.datetime
+    twigs: list[Tree] = []
+
+
+def booked(at: datetime.datetime, days: dict[int, datetime.time]) -> None: ...
+
+
+# type, a value of it
+NARROWED: dict[str, tuple[Any, Any]] = {
+    "datetimes": (list[datetime.datetime], [MOMENT, MOMENT.replace(tzinfo=UTC, microsecond=120)]),
+    "datetimes with a zone": (list[Annotated[datetime.datetime, msgspec.Meta(tz=True)]], [MOMENT.replace(tzinfo=UTC)]),
+    "datetimes without": (list[Annotated[datetime.datetime, msgspec.Meta(tz=False)]], [MOMENT]),
+    "times": (list[datetime.time], [datetime.time(23, 59, 1), datetime.time(1, tzinfo=UTC)]),
+    "times without a zone": (list[Annotated[datetime.time, msgspec.Meta(tz=False)]], [datetime.time(1)]),
+    "timedeltas": (list[datetime.timedelta], [datetime.timedelta(-3, 7, 5), datetime.timedelta(0)]),
+    "bytes": (list[bytes], [b"", b"a", b"ab", b"abc"]),
+    "counted bytes": (list[Annotated[bytes, msgspec.Meta(min_length=2, max_length=7)]], [b"ab", b"abcdefg"]),
+    "more bytes": (list[Annotated[bytes, msgspec.Meta(min_length=2)]], [b"ab", b"abcde"]),
+    "decimals": (list[decimal.Decimal], [decimal.Decimal("-1.50"), decimal.Decimal("1E+3")]),
+    "dataclass": (Visit, Visit(MOMENT, datetime.time(8))),
+    "TypedDict": (list[Stay], [{"since": MOMENT, "nights": {datetime.date(2024, 1, 2): b"a"}}]),
+    "NamedTuple": (Price, Price(decimal.Decimal(1), datetime.time(1))),
+    "tagged union": (list[Came | Said | None], [Came(MOMENT), Said("x"), None]),
+    "class of a type": (Pair[datetime.time], Pair(datetime.time(1), datetime.timedelta(1))),
+    "tuple": (tuple[datetime.time, ...] | int, (datetime.time(1),)),
+    "union": (list[datetime.datetime | int | list[bytes] | None], [MOMENT, 3, [b"a"], None]),
+    "keys: int": (dict[int, bool], {-3: True}),
+    "keys: float": (dict[float, bool], {2.5: True}),
+    "keys: date": (dict[datetime.date, bool], {datetime.date(2024, 2, 29): True}),
+    "keys: datetime": (dict[datetime.datetime, bool], {MOMENT: True}),
+    "keys: Enum": (dict[Colour, bool], {Colour.RED: True}),
+    "keys: IntEnum": (dict[Size, bool], {Size.LARGE: True}),
+    "keys: Literal": (dict[Literal["a", 2, None], bool], {"a": True, 2: False}),
+    "keys: UUID": (dict[uuid.UUID, bool], {uuid.UUID(int=7): True}),
+    "keys: bytes": (dict[bytes, bool], {b"a": True}),
+    "keys: Decimal": (dict[decimal.Decimal, bool], {decimal.Decimal("1.5"): True}),
+    "keys: timedelta": (dict[datetime.timedelta, bool], {datetime.timedelta(1): True}),
+    "keys: str": (dict[Annotated[str, msgspec.Meta(pattern="^[ab]$")], bool], {"a": True}),
+    "keys: union": (dict[int | datetime.date | None, bool], {3: True, datetime.date(2024, 1, 2): False}),
+    "keys: union with str": (dict[int | Annotated[str, msgspec.Meta(max_length=2)], bool], {"no": True}),
+    "keys inside": (dict[str, dict[int, list[datetime.time]]], {"a": {1: [datetime.time(1)]}}),
+}
+narrowed = pytest.mark.parametrize(("wanted", "value"), NARROWED.values(), ids=NARROWED)
+
+
+@narrowed
+def test_every_text_of_a_type_is_read(wanted, value) -> None:
+    made = of_type(wanted, "type")
+    for text in sgl.grammar.inspect(type=wanted).sample(60):
+        made.reader.read("x", text, "")
+
+
+@narrowed
+def test_what_msgspec_writes_of_a_type_is_in_its_language(wanted, value) -> None:
+    text = msgspec.json.encode(value).decode()
+    assert sgl.grammar.inspect(type=wanted, whitespace="compact").matches(text)
+    assert of_type(wanted, "type").reader.read("x", text, "") == value
+
+
+@pytest.mark.parametrize(
+    ("wanted", "text"),
+    [
+        (list[datetime.datetime], '["soon"]'),
+        (list[datetime.datetime], '["2023-02-29T00:00:00"]'),
+        (list[Annotated[datetime.datetime, msgspec.Meta(tz=False)]], '["2024-01-02T03:04:05Z"]'),
+        (list[datetime.timedelta], '["P8Y15M"]'),
+        (list[bytes], '["YQ"]'),
+        (list[Annotated[bytes, msgspec.Meta(max_length=1)]], '["YWI="]'),
+        (list[decimal.Decimal], '["a lot"]'),
+        (dict[int, bool], '{"one": true}'),
+        (dict[Literal["a", "b"], bool], '{"c": true}'),
+        (Visit, '{"at": "soon"}'),
+        (Tree, '{"grown": "2024-01-02T03:04:05", "twigs": [{"grown": "soon"}]}'),
+        (booked, '<tool_call>\n{"name": "booked", "arguments": {"at": "soon", "days": {}}}\n</tool_call>'),
+    ],
+)
+def test_what_is_not_read_is_not_in_the_language(wanted, text) -> None:
+    kind = {"tools": [wanted]} if wanted is booked else {"type": wanted}
+    assert not sgl.grammar.inspect(**kind).matches(text)
+    with pytest.raises(BadValue):
+        sgl.gen("x", **kind).reader.read("x", text, "")
+
+
+def test_the_arguments_of_a_call_have_the_types_of_the_function() -> None:
+    found = sgl.grammar.inspect(tools=[booked], tool_format="json")
+    reader = sgl.gen("x", tools=[booked], tool_format="json").reader
+    for text in found.sample(40):
+        [call] = reader.read("x", text, "")
+        assert isinstance(call.arguments["at"], datetime.datetime)
+        assert all(type(day) is int and type(at) is datetime.time for day, at in call.arguments["days"].items())
+
+
+@pytest.mark.parametrize("key", [tuple[int, int], None, frozenset[int]])
+def test_keys_that_no_text_is_read_as_are_refused(key) -> None:
+    with pytest.raises(ParameterError, match="keys of a dict"):
+        of_type(dict[key, int], "type")
+
+
+class Ledger(pydantic.BaseModel):
+    by_id: dict[int, str]
+    by_share: dict[float, bool]
+    by_day: dict[datetime.date, bool]
+    by_answer: dict[bool, int]
+    by_price: dict[decimal.Decimal, bool]
+    by_size: dict[Size, Colour]
+    by_colour: dict[Colour, int]
+    by_word: dict[Annotated[str, pydantic.Field(pattern="^[ab]$")], int]
+
+
+def test_the_keys_of_pydantics_dicts_are_of_their_types() -> None:
+    made = of_type(Ledger, "type")
+    for text in sgl.grammar.inspect(type=Ledger).sample(60):
+        made.reader.read("x", text, "")
+    text = (
+        '{"by_id": {"-1": ""}, "by_share": {"0.5": true}, "by_day": {"2024-02-29": true}, "by_answer": {"true": 1}, '
+        '"by_price": {"1.50": true}, "by_size": {"10": "red"}, "by_colour": {"green": 2}, "by_word": {"a": 1}}'
+    )
+    assert sgl.grammar.inspect(type=Ledger).matches(text)
+    for key in ("-1", "0.5", "2024-02-29", "true", "1.50", "10", "green", "a"):
+        assert not sgl.grammar.inspect(type=Ledger).matches(text.replace(f'"{key}"', '"?"'))
+
+
+# ---- days and times --------------------------------------------------------------------------------------------------
 
 
 @given(st.dates(min_value=datetime.date(1000, 1, 1)), st.times())
