@@ -82,6 +82,14 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def _is_text(value: object, most: int) -> bool:
+    """A string of 1 to so many bytes; half a character (a lone surrogate) has none."""
+    try:
+        return isinstance(value, str) and 0 < len(value.encode()) <= most
+    except UnicodeEncodeError:
+        return False
+
+
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -125,12 +133,12 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         self._check_numbers()
         _check(len(self.stop) <= 32, "stop", self.stop, "at most 32 strings")
         for text in self.stop:
-            good = isinstance(text, str) and 0 < len(text.encode()) <= 1024
-            _check(good, "stop", text, "non-empty strings of at most 1,024 bytes")
+            _check(_is_text(text, 1024), "stop", text, "non-empty strings of at most 1,024 bytes, no half characters")
         _check(len(self.stop_regex) <= 32, "stop_regex", self.stop_regex, "at most 32 patterns")
         for text in self.stop_regex:
-            good = isinstance(text, str) and 0 < len(text.encode("utf-8", "surrogatepass")) <= 256
-            _check(good, "stop_regex", text, "non-empty patterns of at most 256 bytes")
+            _check(
+                _is_text(text, 256), "stop_regex", text, "non-empty patterns of at most 256 bytes, no half characters"
+            )
         for token in self.stop_token_ids:
             _check(_is_int(token) and token >= 0, "stop_token_ids", self.stop_token_ids, "ids >= 0")
         _check(len(self.logit_bias) <= 1024, "logit_bias", len(self.logit_bias), "at most 1,024 entries")

@@ -307,6 +307,12 @@ def test_tags_that_no_rules_can_say_are_refused_by_name_without_tables() -> None
         grammar.compile(GrammarSpec(kind="tags", text=json.dumps({"tags": [twice, other]})), VOCAB)
 
 
+def test_what_is_wrong_in_a_tag_is_told_with_the_tag() -> None:
+    schema = '{"type": "object", "additionalProperties": {"typ": "string"}}'
+    with pytest.raises(BadGrammar, match=r"tag 1 \('<x1>'\), #/additionalProperties/typ: .*'typ'"):
+        grammar.compile(tagged(("regex", "a", "."), ("json_schema", schema, ".")), VOCAB)
+
+
 def test_tags_beside_an_open_object_end_where_they_should() -> None:
     spec = tagged(("regex", "[^<]*", "</x>"), ("choices", '["a", "ab"]', "b"), ("json", "", "</x>"), last=OPEN)
     assert grammar.compile(spec, VOCAB).engine == "llguidance"

@@ -402,6 +402,12 @@ def test_half_a_character_in_a_tag_is_refused_with_its_place(make, place) -> Non
         make()
 
 
+@pytest.mark.parametrize("name", ["stop", "stop_regex"])
+def test_half_a_character_in_what_stops_is_refused(name: str) -> None:
+    with pytest.raises(ParameterError, match=f"{name}.*no half characters"):
+        sgl.gen("x", **{name: "\ud800"})
+
+
 def _structure(begin: str, schema: Any) -> dict[str, Any]:
     structures = [{"begin": begin, "schema": schema, "end": ">"}]
     return {"type": "structural_tag", "structures": structures, "triggers": [begin]}

@@ -23,7 +23,7 @@ def tree_of_tags(spec: GrammarSpec, tree_of: TreeOf) -> Syntax | NotRegular:
     tags = noun.decode(spec.text)
     bodies: list[Syntax] = []
     for place, tag in enumerate(tags.tags):
-        inner = tree_of(inner_spec(spec, tag))
+        inner = _inner_tree(spec, place, tag, tree_of)
         if isinstance(inner, NotRegular):
             return NotRegular(f"the grammar of tag {place} ({tag.begin!r}): {inner.reason}")
         bodies.append(concat([inner, literal(tag.end)]))
@@ -35,6 +35,15 @@ def tree_of_tags(spec: GrammarSpec, tree_of: TreeOf) -> Syntax | NotRegular:
     if tags.stop_after_first:
         return one if tags.at_least_one else either([one, free.whole])
     return concat([repeat(one, 1 if tags.at_least_one else 0), free.whole])
+
+
+def _inner_tree(spec: GrammarSpec, place: int, tag: Tag, tree_of: TreeOf) -> Syntax | NotRegular:
+    """The tree of a tag's own grammar; what is wrong with it is told with the tag."""
+    try:
+        return tree_of(inner_spec(spec, tag))
+    except BadGrammar as error:
+        path = f"tag {place} ({tag.begin!r}), {error.path}"
+        raise BadGrammar(kind=error.kind, path=path, reason=error.reason, hint=error.hint) from error
 
 
 def _without_free_text(tags: Tags, one: Syntax) -> Syntax:
