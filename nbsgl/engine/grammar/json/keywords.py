@@ -46,7 +46,7 @@ ANNOTATIONS = frozenset(
     }
 )
 MAX_EXPONENT = 10_000  # of a constant: it may be written out
-MAX_SIZE = (1 << 31) - 2  # llguidance counts up to one more; no output is as long
+OUT_OF_REACH = 1 << 28  # characters, items or members: a million tokens of 256 bytes
 _ITEMS = ("prefixItems", "items", "additionalItems")
 _MEMBERS = ("properties", "patternProperties", "additionalProperties")
 _UNEVALUATED = ("unevaluatedProperties", "unevaluatedItems")
@@ -264,15 +264,15 @@ class Keywords:
         size = self._size(site, keyword)
         if keyword == "minLength":
             return _about("string", keyword, Strings(low=size), Strings(high=size - 1) if size else None)
-        return _about("string", keyword, Strings(high=size), Strings(low=size + 1))
+        return _at_most("string", keyword, size, Strings(high=size), Strings(low=size + 1))
 
     def _size(self, site: Site, keyword: str, default: int | None = None) -> int:
         value = site.schema.get(keyword, default)
         if isinstance(value, bool) or not isinstance(value, (int, Decimal)) or value < 0 or value != int(value):
             raise bad(f"{site.pointer}/{keyword}", f"{value!r} is no size")
-        if value > MAX_SIZE and keyword.startswith("min"):
+        if value > OUT_OF_REACH and keyword.startswith("min"):
             raise bad(f"{site.pointer}/{keyword}", f"{value} is more than any output has")
-        return min(int(value), MAX_SIZE)
+        return int(value)
 
     def pattern(self, site: Site, keyword: str) -> Constraint:
         tree = self._search(site.schema[keyword], f"{site.pointer}/{keyword}")
@@ -331,12 +331,13 @@ class Keywords:
         size = self._size(site, keyword)
         if keyword == "minItems":
             return _about("array", keyword, Arrays(low=size), Arrays(high=size - 1) if size else None)
-        return _about("array", keyword, Arrays(high=size), Arrays(low=size + 1))
+        return _at_most("array", keyword, size, Arrays(high=size), Arrays(low=size + 1))
 
     def contains(self, site: Site, keyword: str) -> Constraint:
         value = self.child(site, keyword)
         low = self._size(site, "minContains", 1)
-        high = self._size(site, "maxContains") if "maxContains" in site.schema else None
+        most = self._size(site, "maxContains", OUT_OF_REACH)
+        high = most if most < OUT_OF_REACH else None
         found: Cases = [_array(counts=(Count(0, value, 0, low - 1),))] if low else []
         found += [] if high is None else [_array(counts=(Count(0, value, high + 1, None),))]
         return Constraint(keyword, lambda: [Case(array=Arrays(counts=(Count(0, value, low, high),)))], lambda: found)
@@ -401,7 +402,7 @@ class Keywords:
         size = self._size(site, keyword)
         if keyword == "minProperties":
             return _about("object", keyword, Objects(low=size), Objects(high=size - 1) if size else None)
-        return _about("object", keyword, Objects(high=size), Objects(low=size + 1))
+        return _at_most("object", keyword, size, Objects(high=size), Objects(low=size + 1))
 
     def names(self, site: Site, keyword: str) -> Constraint:
         conj = self.child(site, keyword)
@@ -497,6 +498,11 @@ def _about(kind: str, keyword: str, yes: Any, no: Any) -> Constraint:
     """Says something about one type: values of the others satisfy it."""
     wrong = [] if no is None else [Case(frozenset({kind}), **{kind: no})]
     return Constraint(keyword, lambda: [Case(**{kind: yes})], lambda: wrong)
+
+
+def _at_most(kind: str, keyword: str, size: int, yes: Any, no: Any) -> Constraint:
+    """As `_about`; a limit that no output reaches is none."""
+    return _about(kind, keyword, yes, no) if size < OUT_OF_REACH else Constraint(keyword, lambda: [Case()], list)
 
 
 def _array(**says: Any) -> Case:
