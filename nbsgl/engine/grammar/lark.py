@@ -96,8 +96,8 @@ class _Writer:
         `BadGrammar` names a tag whose texts a greedy lexer would lose.
         """
         rules = TagRules.of(spec)
-        if (complaint := rules.lost()) is not None:
-            raise complaint
+        if rules.lost is not None:
+            raise rules.lost
         for head in rules.heads:
             if head.inner is None:
                 self.rule(f"{name}_t{head.place}", head.spec)
@@ -139,7 +139,7 @@ def _rules_say_it(spec: GrammarSpec) -> bool:
     starts = rules.found.triggers if rules.free is not None else [head.rest for head in rules.heads]
     if spec.after and any(start[0] in _BLANKS for start in starts):  # the mark takes all blanks behind it
         return False
-    return rules.lost() is None
+    return rules.lost is None
 
 
 def _has_json(spec: GrammarSpec) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from nbsgl import structural_tags as noun
 from nbsgl.engine.grammar import dfa, json_syntax, tags, trees
@@ -47,7 +47,7 @@ class Head:
         return bool(self.tag.end) and not _has_char(self.inner, self.tag.end[0])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TagRules:
     """Tags as they go into rules: `heads` with all of their begins, and in a group those behind one trigger.
 
@@ -76,6 +76,7 @@ class TagRules:
         groups = [[head(place, rest) for place, rest in tags.rests_of(found, marks)] for marks in free.to]
         return cls(found, free, heads, groups)
 
+    @cached_property
     def lost(self) -> BadGrammar | None:
         """The complaint about a tag of which rules would lose texts, if there is one."""
         for heads in self.groups:

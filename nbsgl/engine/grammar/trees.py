@@ -82,8 +82,7 @@ def choices_of(text: str) -> list[str]:
     if len(found) > MAX_CHOICES:
         raise _bad_choices(f"{len(found):,} choices, the limit is {MAX_CHOICES:,}", f"{MAX_CHOICES:,} choices")
     for place, one in enumerate(found):
-        if any("\ud800" <= char <= "\udfff" for char in one):
-            raise BadGrammar(kind="choices", path=f"#/{place}", reason=f"{one!r} has half a character in it")
+        structural_tags.refuse_half(one, "choices", f"#/{place}")
     return found
 
 

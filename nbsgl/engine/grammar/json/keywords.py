@@ -181,7 +181,7 @@ class Keywords:
             self.child(site, key, positive=False) if key in site.schema else NEVER for key in ("then", "else")
         )
         if then == orelse == ANYTHING and not self.solver.is_marking:
-            return self._of(keyword, [], [NEVER])
+            return _always(keyword)
         return Constraint(
             keyword,
             lambda: self.solver.union([self._all([holds, then]), self._all([fails, orelse])]),
@@ -235,7 +235,7 @@ class Keywords:
     def bound(self, site: Site, keyword: str) -> Constraint:
         value = site.schema[keyword]
         if isinstance(value, bool) and keyword.startswith("exclusive"):
-            return Constraint(keyword, lambda: [Case()], list)  # draft 4: said with the bound itself
+            return _always(keyword)  # draft 4: said with the bound itself
         limit = self._number(site, keyword)
         is_open = keyword.startswith("exclusive")
         if keyword in ("minimum", "maximum"):
@@ -407,7 +407,7 @@ class Keywords:
     def names(self, site: Site, keyword: str) -> Constraint:
         conj = self.child(site, keyword)
         if conj == ANYTHING:
-            return Constraint(keyword, lambda: [Case()], list)
+            return _always(keyword)
 
         def yes() -> Cases:
             return [Case(object=Objects(names=(self.solver.strings(conj),)))]
@@ -489,6 +489,11 @@ _METHODS: dict[str, Callable[[Keywords, Site, str], Constraint | None]] = {
 _FIELDS = {"number": "number", "string": "string", "array": "array", "object": "object"}
 
 
+def _always(keyword: str) -> Constraint:
+    """Every value satisfies it."""
+    return Constraint(keyword, lambda: [Case()], list)
+
+
 def _not_held(keyword: str) -> Constraint:
     """Of a keyword that is left out nobody knows which values satisfy it: any may, and any may not."""
     return Constraint(keyword, lambda: [Case()], lambda: [Case()])
@@ -502,7 +507,7 @@ def _about(kind: str, keyword: str, yes: Any, no: Any) -> Constraint:
 
 def _at_most(kind: str, keyword: str, size: int, yes: Any, no: Any) -> Constraint:
     """As `_about`; a limit that no output reaches is none."""
-    return _about(kind, keyword, yes, no) if size < OUT_OF_REACH else Constraint(keyword, lambda: [Case()], list)
+    return _about(kind, keyword, yes, no) if size < OUT_OF_REACH else _always(keyword)
 
 
 def _array(**says: Any) -> Case:

@@ -154,8 +154,8 @@ class Solver:
 
     def _items_left(self, case: Case, site: Site, rest: Conj) -> Arrays:
         seen = [items for items in case.array.items if items.seen]
-        counts = [count.value for count in case.array.counts if count.seen and site.draft != 2019]
-        counts = [value for value in counts if value != NEVER]
+        seen_counts = [count for count in case.array.counts if count.seen and site.draft != 2019]
+        counts = [count.value for count in seen_counts if count.value != NEVER]
         if any(items.has_rest for items in seen) or ANYTHING in counts:
             return Arrays(items=(Items(has_rest=True),))
         size = max([len(items.prefix) for items in seen], default=0)
