@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import json
 import random
+import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -25,7 +28,7 @@ from nbsgl.protocol import GrammarSpec
 
 STEPS = 40  # of a walk
 WAIT_S = 60.0
-ROUNDS = 5
+ROUNDS = 9
 
 
 def installed() -> list[str]:
@@ -69,24 +72,29 @@ def measure(vocab: TokenVocab, engine: str, specs: Sequence[GrammarSpec], seed: 
 def first_tokens(vocab: TokenVocab, specs: Sequence[GrammarSpec]) -> dict[str, Any]:
     """Until a first token can be masked, in ms: by the cache (stand-in or tables), and by llguidance alone.
 
-    One grammar after the other, each by the median of `ROUNDS` languages of its cost; then all at once; and a grammar
-    that is there, in us.  llguidance reads the same text in its own way, in this thread.
+    One grammar after the other, each by the median of `ROUNDS` texts of its cost, of which nobody has read any; then
+    all at once; and a grammar that is there, in us.  llguidance reads each text in its own way, in this thread.
     """
-    cache = GrammarCache(vocab)
-    rounds = [[msgspec.structs.replace(spec, prefix="x" * i) for i in range(ROUNDS)] for spec in specs]
+    news = threading.Event()
+    cache = GrammarCache(vocab, notify=news.set)
+    wait_for = partial(_wait_for, news)
     gc.collect()
     gc.disable()  # as in the worker
     try:
         cache.warm_up()
-        _wait_for([cache.request(GrammarSpec(kind="regex", text="warm"))], tables=True)
+        wait_for([cache.request(GrammarSpec(kind="regex", text="warm"))], tables=True)
         for spec in specs:  # character classes and formats, made once by a process
             cache.compiler.planner.plan(spec, WAIT_S)
-        first = [median([_first_ms(cache, spec) for spec in one]) for one in rounds]
-        cached = [_timed(lambda spec=spec: cache.request(spec).ready())[0] * 1e6 for spec in specs for _ in range(5)]
-        general = [median([_library_ms(cache, spec) for _ in range(ROUNDS)]) for spec in specs]
+        first, general, cached = [], [], []
+        for spec in specs:
+            texts = list(_alike(spec, ROUNDS))
+            times = [(_first_ms(cache, wait_for, one), _library_ms(cache, one)) for one in texts]
+            first.append(median(own for own, _ in times))
+            general.append(median(other for _, other in times))
+            cached += [_cached_us(cache, one) for one in texts[-5:]]
         pending = [cache.request(msgspec.structs.replace(spec, prefix="y")) for spec in specs]
-        together = _wait_for(pending)
-        tables = _wait_for(pending, tables=True)
+        together = wait_for(pending)
+        tables = wait_for(pending, tables=True)
     finally:
         gc.enable()
         cache.close()
@@ -102,12 +110,30 @@ def first_tokens(vocab: TokenVocab, specs: Sequence[GrammarSpec]) -> dict[str, A
     }
 
 
-def _first_ms(cache: GrammarCache, spec: GrammarSpec) -> float:
+def _alike(spec: GrammarSpec, count: int) -> Iterator[GrammarSpec]:
+    """Specs that are read anew though they cost the same: schemas with another comment, others behind another text."""
+    for number in range(count):
+        if spec.kind == "json_schema":
+            text = json.dumps({"$comment": f"no. {number}"} | json.loads(spec.text))
+            yield msgspec.structs.replace(spec, text=text)
+        else:
+            yield msgspec.structs.replace(spec, prefix="x" * number)
+
+
+def _first_ms(cache: GrammarCache, wait_for: Callable[..., list[float]], spec: GrammarSpec) -> float:
     """By the cache; returns when the tables are there too, beside which the next would wait for a processor."""
+    begin = time.perf_counter()
     pending = [cache.request(spec)]
-    first_ms = _wait_for(pending)[0]
-    _wait_for(pending, tables=True)
+    wait_for(pending)
+    first_ms = (time.perf_counter() - begin) * 1e3
+    wait_for(pending, tables=True)
     return first_ms
+
+
+def _cached_us(cache: GrammarCache, spec: GrammarSpec) -> float:
+    seconds, compiled = _timed(lambda: cache.request(spec).ready())
+    assert compiled is not None
+    return seconds * 1e6
 
 
 def _library_ms(cache: GrammarCache, spec: GrammarSpec) -> float:
@@ -165,14 +191,16 @@ def _masks(compiled: CompiledGrammar, vocab: TokenVocab, rng: random.Random) -> 
     return times
 
 
-def _wait_for(pending: Sequence[Pending], *, tables: bool = False) -> list[float]:
-    """Until each has something to begin with, or its tables, in ms from now."""
+def _wait_for(news: threading.Event, pending: Sequence[Pending], *, tables: bool = False) -> list[float]:
+    """Until each has something to begin with, or its tables, in ms from now; `news` is set when something has come."""
     begin, times = time.perf_counter(), [0.0] * len(pending)
     waiting = dict(enumerate(pending))
     while waiting:
+        news.clear()
         for place, one in list(waiting.items()):
             if one.ready() is not None or (not tables and one.standin() is not None):
                 times[place] = (time.perf_counter() - begin) * 1e3
                 del waiting[place]
-        time.sleep(0.0002)
+        if waiting and not news.wait(WAIT_S):
+            raise TimeoutError(f"{len(waiting)} grammars were not there after {WAIT_S:g} s")
     return times
