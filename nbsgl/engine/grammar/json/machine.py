@@ -70,26 +70,26 @@ def _eliminated(edges: list[dict[str, int]], accepting: list[bool], block: list[
     for state, number in enumerate(block):
         if accepting[state]:
             table[number, last] = EMPTY_TEXT
+    sizes = {pair: num_positions(node) for pair, node in table.items()}
     left = set(range(count))
     while left:
         state = min(left, key=lambda s: sum(a == s for a, _ in table) * sum(b == s for _, b in table))
         left.remove(state)
-        _take_out(table, state)
-    found = table.get((first, last), NOTHING)
-    if num_positions(found) > MAX_POSITIONS:
-        raise TooWide("an automaton without a small pattern")
-    return found
+        _take_out(table, sizes, state)
+    return table.get((first, last), NOTHING)
 
 
-def _take_out(table: dict[tuple[int, int], Syntax], state: int) -> None:
-    loop = repeat(table.pop((state, state), NOTHING))
+def _take_out(table: dict[tuple[int, int], Syntax], sizes: dict[tuple[int, int], int], state: int) -> None:
+    """`sizes`: characters of each tree, counted beside it, as a walk of them all took longer than making them."""
+    loop, loop_size = repeat(table.pop((state, state), NOTHING)), sizes.pop((state, state), 0)
     into = {a: node for (a, b), node in table.items() if b == state}
     out = {b: node for (a, b), node in table.items() if a == state}
-    for pair in [pair for pair in table if state in pair]:
-        del table[pair]
     for a, before in into.items():
         for b, after in out.items():
-            way = concat([before, loop, after])
-            table[a, b] = either([table.get((a, b), NOTHING), way])
-            if num_positions(way) > MAX_POSITIONS:
+            size = sizes.get((a, b), 0) + sizes[a, state] + loop_size + sizes[state, b]
+            if size > MAX_POSITIONS:
                 raise TooWide("an automaton without a small pattern")
+            table[a, b] = either([table.get((a, b), NOTHING), concat([before, loop, after])])
+            sizes[a, b] = size
+    for pair in [pair for pair in table if state in pair]:
+        del table[pair], sizes[pair]

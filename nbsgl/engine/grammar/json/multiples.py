@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from functools import lru_cache
 from math import gcd
+from typing import NamedTuple
 
 from nbsgl.engine.grammar.dfa import DEAD, START, ByteDfa
 from nbsgl.engine.grammar.json.machine import TooWide, language_of
-from nbsgl.engine.grammar.syntax import Syntax, both, character, concat, optional
+from nbsgl.engine.grammar.syntax import Syntax, both
 
 MAX_STATES = 400  # of an automaton that is no tree
 END = -1
@@ -18,12 +20,20 @@ Rest = tuple[int, int]
 """(digits behind the point, remainder); -1: no point yet."""
 
 
+@lru_cache(maxsize=64)
 def multiples_of(step: Decimal, whole: bool) -> Syntax:
-    """Decimals (`whole`: integers) with any sign that are multiples; one automaton for each prime power of the step."""
+    """Decimals (`whole`: integers) as JSON writes them, without -0, that are multiples.
+
+    One automaton, or where that has no small tree one for each prime power of the step.
+    """
     number, places = whole_step(step, whole)
-    if number == 1:
-        return _scaled(1, places, whole)
-    return both(_scaled(power, places, whole) for power in _prime_powers(number))
+    powers = _prime_powers(number)
+    try:
+        return _scaled(number, places, whole)
+    except TooWide:
+        if len(powers) < 2:
+            raise
+        return both(_scaled(power, places, whole) for power in powers)
 
 
 def whole_step(step: Decimal, whole: bool) -> tuple[int, int]:
@@ -49,19 +59,41 @@ def _prime_powers(number: int) -> list[int]:
 
 
 def _scaled(modulus: int, places: int, whole: bool) -> Syntax:
-    """Texts of digits, a point and digits whose value times 10**places is a multiple of the modulus."""
+    """Numbers whose value times 10**places is a multiple of the modulus."""
     if modulus * (places + 1) > 2_000:
         raise TooWide(f"multiples of a number with the factor {modulus:,}")
 
-    def step(state: Rest, char: str) -> Rest | None:
-        return _next_rest(state, char, modulus, places, whole)
+    def step(state: _State, char: str) -> _State | None:
+        part = _NEXT[state.part].get("1" if char in "123456789" else char)
+        rest = state.rest if char == "-" else _next_rest(state.rest, char, modulus, places, whole)
+        if part is None or rest is None:
+            return None
+        return _State(part, rest, char != "-" and (state.may_end or char in "123456789"))
 
-    return concat(
-        [
-            optional(character("-")),
-            language_of((-1, 0), step, lambda rest: _divided(rest, modulus, places), "0123456789."),
-        ]
-    )
+    def accepts(state: _State) -> bool:
+        return state.part in _WHOLE_PARTS and state.may_end and _divided(state.rest, modulus, places)
+
+    return language_of(_State("start", (-1, 0), True), step, accepts, "-0123456789.")
+
+
+class _State(NamedTuple):
+    """Within a number, which may not end while it is -0."""
+
+    part: str
+    rest: Rest
+    may_end: bool
+
+
+_NEXT: dict[str, dict[str, str]] = {
+    "start": {"-": "sign", "0": "zero", "1": "whole"},
+    "sign": {"0": "zero", "1": "whole"},
+    "zero": {".": "point"},
+    "whole": {"0": "whole", "1": "whole", ".": "point"},
+    "point": {"0": "behind", "1": "behind"},
+    "behind": {"0": "behind", "1": "behind"},
+}
+"""What a number's characters lead to, "1" standing for all digits but 0 (RFC 8259, section 6)."""
+_WHOLE_PARTS = ("zero", "whole", "behind")
 
 
 def _next_rest(state: Rest, char: str, modulus: int, places: int, whole: bool) -> Rest | None:

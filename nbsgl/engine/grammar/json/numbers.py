@@ -166,18 +166,21 @@ class Numbers:
         return [value for value in values if self.allows(value)]
 
     def _decimals(self, whole: bool) -> Syntax:
-        if whole:
-            parts = [integers_between(*self._whole_bounds())]
-        elif self.low is None and self.high is None:
-            parts = [_PLAIN]
-        else:
-            parts = [_between(self.low, self.low_open, self.high, self.high_open)]
+        parts = [multiples_of(step, whole) for step in sorted(self.multiples) if not (whole and step == 1)]
+        if not parts or self.low is not None or self.high is not None:
+            parts.append(self._within(whole))
         if self.integer is False:
             parts.append(negate(_INTEGRAL))
-        parts += [multiples_of(step, whole) for step in sorted(self.multiples) if not (whole and step == 1)]
         parts += [negate(multiples_of(step, False)) for step in sorted(self.not_multiples)]
         parts += [negate(equal_to(value)) for value in sorted(self.without)]
         return both(parts)
+
+    def _within(self, whole: bool) -> Syntax:
+        if whole:
+            return integers_between(*self._whole_bounds())
+        if self.low is None and self.high is None:
+            return _PLAIN
+        return _between(self.low, self.low_open, self.high, self.high_open)
 
 
 def _below(numbers: Numbers) -> tuple[bool, Decimal, bool]:
@@ -281,6 +284,7 @@ _POSITIVE = either(
 )
 _PLAIN = either([concat([_WHOLE, _FRACTION]), concat([MINUS, _POSITIVE])])
 _PLAIN_WHOLE = integers_between(None, None)
+_ZERO = Decimal(0)
 _ZEROS = optional(concat([DOT, repeat(span(0, 0), 1)]))
 _INTEGRAL = concat([_PLAIN_WHOLE, _ZEROS])
 
@@ -294,19 +298,33 @@ def equal_to(value: Decimal) -> Syntax:
 
 
 def _between(low: Decimal | None, low_open: bool, high: Decimal | None, high_open: bool) -> Syntax:
-    zero = Decimal(0)
+    """Decimals between two bounds, without -0; None is no bound.  No intersections: llguidance is slow to read them."""
     options = []
     if low is None or low < 0:
-        # -y with y > 0, y <= -low and y >= -high
-        under = _not_above(low.copy_negate(), low_open) if low is not None else None
-        over = _not_below(high.copy_negate(), high_open) if high is not None and high < 0 else _POSITIVE
-        options.append(concat([MINUS, over if under is None else both([under, over])]))
+        least, is_open = (high.copy_negate(), high_open) if high is not None and high < 0 else (_ZERO, True)
+        options.append(concat([MINUS, _unsigned(least, is_open, None if low is None else low.copy_negate(), low_open)]))
     if high is None or high >= 0:
-        parts = [_not_above(high, high_open)] if high is not None else []
-        if low is not None and (low > 0 or (low == zero and low_open)):
-            parts.append(_not_below(low, low_open))
-        options.append(both(parts) if parts else concat([_WHOLE, _FRACTION]))
+        least, is_open = (low, low_open) if low is not None and low >= 0 else (_ZERO, False)
+        options.append(_unsigned(least, is_open, high, high_open))
     return either(options)
+
+
+def _unsigned(low: Decimal, low_open: bool, high: Decimal | None, high_open: bool) -> Syntax:
+    """Decimals without sign between bounds that are none either, by their whole parts: the lowest, those between, the
+    highest."""
+    first, after_first = _split(low)
+    lowest = _with_fraction(first, _at_least_behind(after_first, low_open), not after_first and not low_open)
+    if high is None:
+        return either([lowest, concat([_whole_between(first + 1, None), _FRACTION])])
+    if low > high:
+        return NOTHING
+    last, after_last = _split(high)
+    may_be_whole = bool(after_last) or not high_open
+    if first == last:
+        within = _between_behind(after_first, low_open, after_last, high_open)
+        return _with_fraction(first, within, may_be_whole and not after_first and not low_open)
+    highest = _with_fraction(last, _at_most_behind(after_last, high_open), may_be_whole)
+    return either([lowest, concat([_whole_between(first + 1, last - 1), _FRACTION]), highest])
 
 
 def _split(value: Decimal) -> tuple[int, str]:
@@ -314,34 +332,52 @@ def _split(value: Decimal) -> tuple[int, str]:
     return int(whole), fraction.rstrip("0")
 
 
-def _not_below(bound: Decimal, is_open: bool) -> Syntax:
-    """Decimals without sign that are at least the bound, or more if it is open."""
-    whole, fraction = _split(bound)
-
-    def tail(digits: str) -> Syntax:
-        if not digits:
-            return _POSITIVE_TAIL if is_open else repeat(DIGIT)
-        first = int(digits[0])
-        return either([concat([span(first + 1, 9), repeat(DIGIT)]), concat([span(first, first), tail(digits[1:])])])
-
-    same = _FRACTION if not fraction and not is_open else concat([DOT, tail(fraction)])
-    return either([concat([_whole_between(whole + 1, None), _FRACTION]), concat([literal(str(whole)), same])])
+def _with_fraction(whole: int, digits: Syntax, may_be_whole: bool) -> Syntax:
+    if digits == NOTHING and not may_be_whole:
+        return NOTHING
+    fraction = concat([DOT, digits])
+    return concat([literal(str(whole)), optional(fraction) if may_be_whole else fraction])
 
 
-def _not_above(bound: Decimal, is_open: bool) -> Syntax:
-    """Decimals without sign that are at most the bound, or less if it is open."""
-    whole, fraction = _split(bound)
+# Digits behind the point, at least one; of a bound only those up to the last that is not 0.
 
-    def tail(digits: str) -> Syntax:
-        if not digits:
-            return NOTHING if is_open else repeat(span(0, 0))
-        first, rest = int(digits[0]), digits[1:]
-        after = optional(tail(rest)) if rest or not is_open else NOTHING
-        return either([concat([span(0, first - 1), repeat(DIGIT)]), concat([span(first, first), after])])
 
-    less = concat([_whole_between(0, whole - 1), _FRACTION]) if whole else NOTHING
-    if fraction:
-        same = optional(concat([DOT, tail(fraction)]))
-    else:
-        same = NOTHING if is_open else _ZEROS
-    return either([less, concat([literal(str(whole)), same])])
+def _at_least_behind(bound: str, is_open: bool) -> Syntax:
+    """As much as the bound, or more."""
+    if not bound:
+        return _POSITIVE_TAIL if is_open else _SOME
+    first, rest = int(bound[0]), bound[1:]
+    same = _then(first, _at_least_behind(rest, is_open), not rest and not is_open)
+    return either([concat([span(first + 1, 9), repeat(DIGIT)]), same])
+
+
+def _at_most_behind(bound: str, is_open: bool) -> Syntax:
+    """As much as the bound, or less."""
+    if not bound:
+        return NOTHING if is_open else repeat(span(0, 0), 1)
+    first, rest = int(bound[0]), bound[1:]
+    same = _then(first, _at_most_behind(rest, is_open), bool(rest) or not is_open)
+    return either([concat([span(0, first - 1), repeat(DIGIT)]), same])
+
+
+def _between_behind(low: str, low_open: bool, high: str, high_open: bool) -> Syntax:
+    if not high:
+        return NOTHING if low or low_open or high_open else repeat(span(0, 0), 1)
+    first, last = int(low[:1] or 0), int(high[0])
+    may_be_low, may_be_high = len(low) <= 1 and not low_open, len(high) > 1 or not high_open
+    if first == last:
+        inner = _between_behind(low[1:], low_open, high[1:], high_open)
+        return _then(first, inner, may_be_low and may_be_high)
+    if first > last:
+        return NOTHING
+    return either(
+        [
+            _then(first, _at_least_behind(low[1:], low_open), may_be_low),
+            concat([span(first + 1, last - 1), repeat(DIGIT)]),
+            _then(last, _at_most_behind(high[1:], high_open), may_be_high),
+        ]
+    )
+
+
+def _then(digit: int, more: Syntax, may_end: bool) -> Syntax:
+    return concat([span(digit, digit), optional(more) if may_end else more])
