@@ -296,6 +296,15 @@ def test_begins_that_begin_each_other_are_the_tree_s(found: list[tuple[str, str,
     assert [text for text in texts if matched(other, text)] == accepted
 
 
+@pytest.mark.parametrize("char", list('\x7f#/\\"&\n\u2028'), ids=ascii)
+def test_an_end_may_hold_any_character(char: str) -> None:
+    """Also those that mean something to what reads our print, or may not stand in its strings."""
+    spec = tags("ebnf", RECURSIVE)
+    spec = msgspec.structs.replace(spec, text=spec.text.replace("</f>", json.dumps(f"<{char}>")[1:-1]))
+    assert takes(spec, f"<f=g>((a))<{char}> x")
+    assert not takes(spec, "<f=g>((a))<.> x")
+
+
 def test_tags_that_no_rules_can_say_are_refused_by_name_without_tables() -> None:
     """With an open object there are no tables, and a lexer does not know where such a text ends."""
     for inner in (("regex", ".*", "</x>"), ("json_schema", '{"type": ["integer", "object"]}', "0")):

@@ -125,3 +125,12 @@ def test_what_is_left_out_never_narrows(schema: Any, good: list[str], bad: list[
 def test_complaints_name_the_place(schema: str, said: str) -> None:
     with pytest.raises(BadGrammar, match=said):
         json_syntax.read(schema)
+
+
+@pytest.mark.parametrize("char", list('\x7f#/\\"|&~%i{\n\x00\x85\u2028\ufeff😀'), ids=ascii)
+def test_names_and_values_may_hold_any_character(char: str) -> None:
+    """Also those that mean something to what reads our print, or may not stand in its strings."""
+    name, value = f"a{char}{char}b", f"{char}i"
+    schema = {"properties": {name: {"const": value}}, "required": [name], "additionalProperties": False}
+    good = json.dumps({name: value}, ensure_ascii=False)
+    assert_texts(schema | {"type": "object"}, [good], [good.replace("b", "c"), "{}"])

@@ -16,6 +16,7 @@ from nbsgl.engine.grammar import lark, masks, register_grammar
 from nbsgl.engine.grammar.deep_stack import with_stack
 from nbsgl.engine.grammar.fsm_engine import unsatisfiable
 from nbsgl.engine.grammar.masks import Words
+from nbsgl.engine.grammar.rust import UNBOUNDED
 from nbsgl.engine.grammar.syntax import NOTHING, NotRegular, Syntax
 from nbsgl.engine.grammar.vocab import TokenVocab
 from nbsgl.errors import BadGrammar, BadRegex, GrammarError, GrammarTooExpensive
@@ -80,16 +81,16 @@ class LlguidanceEngine:
 
     @staticmethod
     def probe(spec: GrammarSpec, source: str) -> None:
-        """Build what nothing bounds, over single bytes; the rest has its fuel."""
-        if LlguidanceEngine.is_bounded(source):
-            LlguidanceEngine.validate(spec, source)
-        else:
+        """Build what nothing bounds, over single bytes; the rest has its fuel, but may be too deep for its reader."""
+        if not LlguidanceEngine.is_bounded(source):
             _start(spec, source, _byte_tokenizer())
+        elif len(source) >= DEEP_SOURCE or spec.kind in ("lark", "tags"):  # in a user's own words, or may hold such
+            LlguidanceEngine.validate(spec, source)
 
     @staticmethod
     def is_bounded(source: str) -> bool:
         """Whether a compile ends soon, by its fuel: not so where it decides if an intersection is empty."""
-        return "&" not in source and "~" not in source
+        return UNBOUNDED not in source
 
     def compile(self, spec: GrammarSpec, source: str, notes: tuple[str, ...]) -> CompiledHostGrammar:
         """Compile, and make sure that there is at least one output."""

@@ -11,11 +11,11 @@ the schema; all values that satisfy it can be written, up to these spellings.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 from nbsgl.engine.grammar import dfa, schema
 from nbsgl.engine.grammar.json.arrays import array_form
@@ -32,6 +32,8 @@ from nbsgl.engine.grammar.json.strings import Strings
 from nbsgl.engine.grammar.json.texts import Texts
 from nbsgl.engine.grammar.syntax import NOTHING, Both, Not, Syntax, either, literal, post_order
 from nbsgl.errors import GrammarTooExpensive
+
+Made = TypeVar("Made")
 
 MAX_RULES = 50_000
 MAX_VALUES = 10  # different items of an array with `uniqueItems`
@@ -87,8 +89,15 @@ class SchemaGrammar:
     @property
     def tree(self) -> Syntax:
         """One tree of all rules; raises `NotRegular` where they lead back to themselves."""
+        return self._regular(self.rules.tree)
+
+    def check_regular(self) -> None:
+        """Raise `NotRegular` as `tree` does, which takes longer."""
+        self._regular(self.rules.in_order)
+
+    def _regular(self, make: Callable[[Rule], Made]) -> Made:
         try:
-            return self.rules.tree(self.start)
+            return make(self.start)
         except Recursive as error:
             reason = "values here may hold values like themselves (close open objects and arrays to make it regular)"
             if error.pointer.endswith("/multipleOf"):
@@ -158,7 +167,7 @@ class Maker:
             if "null" in case.types:
                 found["null"] = Lexeme(literal("null"))
             if "boolean" in case.types:
-                found |= {("boolean", value): Lexeme(_boolean(value)) for value in case.booleans}
+                found |= {("boolean", value): Lexeme(_booleans(frozenset({value}))) for value in case.booleans}
             if "number" in case.types:
                 for text in sorted(case.number.values or ()):
                     number = ("number", Decimal(text))
@@ -177,7 +186,7 @@ class Maker:
         if "null" in case.types:
             yield self._lexeme(literal("null"))
         if "boolean" in case.types:
-            yield self._lexeme(either(_boolean(value) for value in sorted(case.booleans)))
+            yield self._lexeme(_booleans(case.booleans))
         if "number" in case.types:
             yield self._number(case.number, pointer)
         if "string" in case.types:
@@ -246,5 +255,6 @@ def _without(says: Any, keyword: str, nothing: Any) -> Any:
     return nothing
 
 
-def _boolean(value: bool) -> Syntax:
-    return literal("true" if value else "false")
+@lru_cache(maxsize=4)
+def _booleans(values: frozenset[bool]) -> Syntax:
+    return either(literal("true" if value else "false") for value in sorted(values))

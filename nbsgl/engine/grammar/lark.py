@@ -13,7 +13,7 @@ import json
 
 from nbsgl import structural_tags as noun
 from nbsgl.engine.grammar import ebnf, tags, trees
-from nbsgl.engine.grammar.rust import to_lark
+from nbsgl.engine.grammar.rust import UNBOUNDED, quoted, terminal
 from nbsgl.engine.grammar.syntax import (
     EMPTY_TEXT,
     NOTHING,
@@ -72,7 +72,7 @@ class _Writer:
         self.rule("value", spec)
 
     def terminal(self, name: str, tree: Syntax) -> None:
-        self.lines += [f"{name}: {name.upper()}", f"{name.upper()}: {to_lark(tree)}"]
+        self.lines += [f"{name}: {name.upper()}", *terminal(name.upper(), tree)]
 
     def rule(self, name: str, spec: GrammarSpec) -> None:
         """The grammar of a spec (without its prefix and mark) as the rule `name`, and rules whose names begin so."""
@@ -85,6 +85,7 @@ class _Writer:
                 check_lark(spec.text)
                 self.lines.append(f"{name}: @{name}_own")
                 self.others.append({"name": f"{name}_own", "lark_grammar": spec.text})
+                self.lines += [UNBOUNDED] if "&" in spec.text or "~" in spec.text else []
             case "tags":
                 self.tags(name, spec)
             case kind:
@@ -122,7 +123,7 @@ class _Writer:
     def options(self, name: str, number: int, heads: list[Head]) -> str:
         """What stands behind a trigger: the tags with a tree as one terminal, the others one by one."""
         found = [
-            f"{_quoted(head.rest)} {name}_t{head.place} {_quoted(head.tag.end)}" for head in heads if head.inner is None
+            f"{quoted(head.rest)} {name}_t{head.place} {quoted(head.tag.end)}" for head in heads if head.inner is None
         ]
         own = either(concat([literal(head.rest), head.body]) for head in heads if head.inner is not None)
         if own != NOTHING or not found:
@@ -165,7 +166,3 @@ def check_lark(text: str) -> None:
 
 def _bad_lark(reason: str, limit: str) -> BadGrammar:
     return BadGrammar(kind="lark", path="the grammar", reason=reason, limit=limit)
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)

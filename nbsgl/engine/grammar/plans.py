@@ -7,11 +7,12 @@ from collections.abc import Callable
 import msgspec
 
 from nbsgl import structural_tags
-from nbsgl.engine.grammar import CompiledGrammar, Engine, HandOver, ebnf, engine_class, lark, regex, schema
+from nbsgl.engine.grammar import CompiledGrammar, Engine, HandOver, ebnf, engine_class, json_syntax, lark, regex, schema
 from nbsgl.engine.grammar.after import limited
 from nbsgl.engine.grammar.syntax import NotRegular, Syntax
+from nbsgl.engine.grammar.tag_rules import is_json
 from nbsgl.engine.grammar.tags import refuse_special
-from nbsgl.engine.grammar.trees import choices_of, notes_of, tree_of
+from nbsgl.engine.grammar.trees import choices_of, notes_of, schema_of, tree_of
 from nbsgl.engine.grammar.vocab import TokenVocab
 from nbsgl.errors import GrammarError, GrammarTooExpensive
 from nbsgl.protocol import GrammarSpec
@@ -38,12 +39,24 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def plan_of(spec: GrammarSpec) -> Plan:
     """Read a spec; raises `GrammarError`'s children for what is no grammar, or refused by the engine asked for."""
+    if is_json(spec) and spec.engine == "auto":
+        return _plan_of_json(spec)
     tree = tree_of(spec)
     name = engine_of(spec, tree)
     source = engine_class(name).source_of(spec, tree)
     if name == "fsm" and spec.engine == "auto":
         source = _general_source(spec, tree)
     return Plan(name, source, notes_of(spec))
+
+
+def _plan_of_json(spec: GrammarSpec) -> Plan:
+    """As of others; but llguidance is told rules in any case, so the tree, a third of the time, is only checked for."""
+    grammar = schema_of(spec)
+    try:
+        grammar.check_regular()
+    except json_syntax.NotRegular as error:
+        return Plan(GENERAL, engine_class(GENERAL).source_of(spec, NotRegular(str(error))), grammar.notes)
+    return Plan("fsm", _general_source(spec, NotRegular("JSON in rules")), grammar.notes)
 
 
 def check_at_door(spec: GrammarSpec) -> None:

@@ -6,14 +6,17 @@ Intersection and complement have no spelling inside a regex; llguidance's Lark h
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import lru_cache
 
 from nbsgl.engine.grammar.charset import CharSet
+from nbsgl.engine.grammar.json.strings import all_spelt
 from nbsgl.engine.grammar.syntax import Both, Chars, Concat, Either, Not, Repeat, Syntax, children, post_order
 from nbsgl.errors import GrammarTooExpensive
 
 MAX_PRINTED = 4 << 20  # a class of Unicode letters takes 12 kB
+UNBOUNDED = "// intersections of which nothing tells how long they take"
 
 
 class NotPrintable(Exception):
@@ -30,6 +33,50 @@ def to_lark(node: Syntax) -> str:
 
     A regex alone where that is possible: llguidance matches it faster than the same in several pieces.
     """
+    return string_of(node) or _terminal(node)
+
+
+def terminal(name: str, node: Syntax) -> list[str]:
+    """A terminal's line, behind a mark if nothing bounds how long llguidance looks for texts in it."""
+    body = to_lark(node)
+    return [f"{name}: {body}"] if "&" not in body or _is_bounded(node) else [UNBOUNDED, f"{name}: {body}"]
+
+
+def _is_bounded(root: Syntax) -> bool:
+    """No intersection but of all that a JSON string may hold with all but some texts: what other names are."""
+    for node in post_order(root):
+        if isinstance(node, Not) and not all(map(_is_text, _options(node.inner))):
+            return False
+        if isinstance(node, Both) and any(part != all_spelt() for part in node.parts if not isinstance(part, Not)):
+            return False
+    return True
+
+
+def _options(node: Syntax) -> tuple[Syntax, ...]:
+    return node.options if isinstance(node, Either) else (node,)
+
+
+def _is_text(node: Syntax) -> bool:
+    """As many characters as it has parts."""
+    return all(isinstance(part, Chars) for part in (node.parts if isinstance(node, Concat) else (node,)))
+
+
+def string_of(node: Syntax) -> str | None:
+    """A Lark string, where the language is just one text that is not empty."""
+    parts = node.parts if isinstance(node, Concat) else (node,)
+    chars = [part.chars[0] for part in parts if isinstance(part, Chars) and len(part.chars) == 1]
+    if not parts or len(chars) < len(parts) or any(low != high for low, high in chars):
+        return None
+    return quoted("".join([chr(low) for low, _ in chars]))
+
+
+def quoted(text: str) -> str:
+    """A Lark string, which is JSON's without a raw U+007F."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+@lru_cache(maxsize=32)  # formats come again and again; at most 4 MiB each
+def _terminal(node: Syntax) -> str:
     try:
         return f"/{_not_empty(to_rust(node))}/"
     except NotPrintable:

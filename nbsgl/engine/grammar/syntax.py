@@ -19,6 +19,8 @@ class _Node:
     __slots__ = ()
 
     def __eq__(self, other: object) -> bool:
+        if self is other or not isinstance(other, _Node) or self._hash != other._hash:
+            return self is other
         pairs: list[tuple[object, object]] = [(self, other)]
         seen: set[tuple[int, int]] = set()
         while pairs:
@@ -135,7 +137,8 @@ def character(char: str) -> Chars:
 
 def literal(text: str) -> Syntax:
     """Just this text."""
-    return concat(map(character, text))
+    parts = tuple(map(character, text))
+    return parts[0] if len(parts) == 1 else Concat(parts) if text.isascii() or NOTHING not in parts else NOTHING
 
 
 def concat(parts: Iterable[Syntax]) -> Syntax:

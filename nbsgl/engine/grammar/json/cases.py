@@ -21,6 +21,7 @@ Conj = frozenset[Literal]
 ANYTHING: Conj = frozenset()
 NEVER: Conj = frozenset([("false", True)])
 
+BOOLEANS = frozenset({False, True})
 TYPES = frozenset({"null", "boolean", "number", "string", "array", "object"})
 
 
@@ -134,7 +135,7 @@ class Case:
     """Types a value may be of, and for each what it must satisfy then."""
 
     types: frozenset[str] = TYPES
-    booleans: frozenset[bool] = frozenset({False, True})
+    booleans: frozenset[bool] = BOOLEANS
     number: Numbers = NO_NUMBERS
     string: Strings = NO_STRINGS
     array: Arrays = NO_ARRAYS
@@ -145,16 +146,26 @@ class Case:
         types = self.types & other.types
         if not types:
             return None
-        return settled(
-            Case(
-                types,
-                self.booleans & other.booleans,
-                _merged(self.number, other.number, NO_NUMBERS) if "number" in types else NO_NUMBERS,
-                _merged(self.string, other.string, NO_STRINGS) if "string" in types else NO_STRINGS,
-                _merged(self.array, other.array, NO_ARRAYS) if "array" in types else NO_ARRAYS,
-                _merged(self.object, other.object, NO_OBJECTS) if "object" in types else NO_OBJECTS,
-            )
+        found = Case(
+            types,
+            self.booleans & other.booleans if "boolean" in types else BOOLEANS,
+            _merged(self.number, other.number, NO_NUMBERS) if "number" in types else NO_NUMBERS,
+            _merged(self.string, other.string, NO_STRINGS) if "string" in types else NO_STRINGS,
+            _merged(self.array, other.array, NO_ARRAYS) if "array" in types else NO_ARRAYS,
+            _merged(self.object, other.object, NO_OBJECTS) if "object" in types else NO_OBJECTS,
         )
+        empty = found._empty()
+        return found if not empty else found.both(Case(TYPES - empty))
+
+    def _empty(self) -> set[str]:
+        """Types of which nothing is left."""
+        return {
+            *({"boolean"} if not self.booleans else ()),
+            *({"number"} if self.number is not NO_NUMBERS and self.number.is_empty else ()),
+            *({"string"} if self.string is not NO_STRINGS and self.string.is_empty else ()),
+            *({"array"} if self.array.high is not None and self.array.high < self.array.low else ()),
+            *({"object"} if self.object.high is not None and self.object.high < self.object.low else ()),
+        }
 
     @property
     def unseen(self) -> Case:
@@ -175,25 +186,3 @@ Says = TypeVar("Says", Numbers, Strings, Arrays, Objects)
 
 def _merged(a: Says, b: Says, nothing: Says) -> Says:
     return a if b is nothing or a is b else b if a is nothing else a.both(b)
-
-
-def settled(case: Case) -> Case | None:
-    """Types of which nothing is left taken out, and what is said about types that are not there forgotten."""
-    gone = {
-        *({"boolean"} if not case.booleans else ()),
-        *({"number"} if case.number.is_empty else ()),
-        *({"string"} if case.string.is_empty else ()),
-        *({"array"} if case.array.high is not None and case.array.high < case.array.low else ()),
-        *({"object"} if case.object.high is not None and case.object.high < case.object.low else ()),
-    }
-    types = case.types - gone
-    if not types:
-        return None
-    return Case(
-        types,
-        case.booleans if "boolean" in types else frozenset({False, True}),
-        case.number if "number" in types else NO_NUMBERS,
-        case.string if "string" in types else NO_STRINGS,
-        case.array if "array" in types else NO_ARRAYS,
-        case.object if "object" in types else NO_OBJECTS,
-    )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TypeVar
 
 from nbsgl.engine.grammar import rust
 from nbsgl.engine.grammar.json.machine import TooWide
@@ -46,8 +45,6 @@ class Times:
 
 Form = Lexeme | Rule | Sequence | Choice | Times
 
-Leaf = TypeVar("Leaf", Lexeme, Rule)
-
 EMPTY = Sequence(())
 NO_TEXT = Choice(())
 
@@ -56,18 +53,21 @@ def sequence(parts: Iterable[Form]) -> Form:
     """Parts in order, laid flat; no text if one of them has none."""
     flat: list[Form] = []
     for part in parts:
-        if part == NO_TEXT:
+        if isinstance(part, Sequence):
+            flat += part.parts
+        elif isinstance(part, Choice) and not part.options:
             return NO_TEXT
-        flat += part.parts if isinstance(part, Sequence) else (part,)
+        else:
+            flat.append(part)
     return flat[0] if len(flat) == 1 else Sequence(tuple(flat))
 
 
 def choice(options: Iterable[Form]) -> Form:
     """Any of the options, doubles left out."""
-    flat: dict[Form, None] = {}
+    flat: list[Form] = []
     for option in options:
-        flat |= dict.fromkeys(option.options if isinstance(option, Choice) else (option,))
-    found = tuple(flat)
+        flat += option.options if isinstance(option, Choice) else (option,)
+    found = tuple(dict.fromkeys(flat)) if len(flat) > 1 else tuple(flat)
     return found[0] if len(found) == 1 else Choice(found)
 
 
@@ -117,24 +117,31 @@ class Rules:
             for number in (*forward, *backward):
                 if not productive[number] and _has_text(self.bodies[number], productive):
                     productive[number] = is_new = True
-        for number, body in enumerate(self.bodies):
-            self.bodies[number] = _kept(body, productive)
+        if not all(productive):
+            self.bodies = [_kept(body, productive) for body in self.bodies]
 
     def tree(self, start: Rule) -> Syntax:
         """All rules put into one tree, which shares what they share; raises `Recursive`, `TooWide`."""
+        trees: dict[int, Syntax] = {}
+        for number in self.in_order(start):
+            trees[number] = _inlined(self.bodies[number], trees)
+        return trees[start.number]
+
+    def in_order(self, start: Rule) -> Iterable[int]:
+        """The rules that `start` leads to, each behind those that it uses; raises `Recursive`, `TooWide`."""
         if len(self.bodies) > MAX_RULES:
             raise TooWide(f"more than {MAX_RULES:,} rules")
-        trees: dict[int, Syntax] = {}
+        done: dict[int, None] = {}
         open_rules: set[int] = set()
         stack = [start.number]
         while stack:
             number = stack[-1]
-            if number in trees:
+            if number in done:
                 stack.pop()
                 continue
-            missing = [rule.number for rule in _leaves(self.bodies[number], Rule) if rule.number not in trees]
+            missing = [rule.number for rule in _rules_in(self.bodies[number]) if rule.number not in done]
             if not missing:
-                trees[number] = _inlined(self.bodies[number], trees)
+                done[number] = None
                 open_rules.discard(number)
                 stack.pop()
                 continue
@@ -142,27 +149,30 @@ class Rules:
             if loop := [rule for rule in missing if rule in open_rules]:
                 raise Recursive(self.pointers[loop[0]])
             stack += missing
-        return trees[start.number]
+        return done
 
     def lark(self, start: Rule, name: str) -> list[str]:
         """Lines of llguidance's Lark: the rule `name`, and other rules and terminals whose names begin so."""
-        reached = {start.number: name}
+        names = {start.number: name}
         terminals: dict[Syntax, str] = {}
-        lines = []
+        queue = [start.number]
 
         def name_of(leaf: Lexeme | Rule) -> str:
-            return terminals[leaf.node] if isinstance(leaf, Lexeme) else reached[leaf.number]
+            if isinstance(leaf, Rule):
+                body = self.bodies[leaf.number]
+                if not isinstance(body, Lexeme):
+                    if leaf.number not in names:
+                        names[leaf.number] = f"{name}_{len(names)}"
+                        queue.append(leaf.number)
+                    return names[leaf.number]
+                leaf = body
+            if leaf.node not in terminals:
+                terminals[leaf.node] = rust.string_of(leaf.node) or f"{name.upper()}_{len(terminals)}"
+            return terminals[leaf.node]
 
-        queue = [start.number]
-        for number in queue:
-            for rule in _leaves(self.bodies[number], Rule):
-                if rule.number not in reached:
-                    reached[rule.number] = f"{name}_{len(reached)}"
-                    queue.append(rule.number)
-            for lexeme in _leaves(self.bodies[number], Lexeme):
-                terminals.setdefault(lexeme.node, f"{name.upper()}_{len(terminals)}")
-            lines.append(f"{reached[number]}: {_printed(self.bodies[number], name_of)}")
-        return [*lines, *(f"{terminal}: {rust.to_lark(node)}" for node, terminal in terminals.items())]
+        lines = [f"{names[number]}: {_printed(self.bodies[number], name_of)}" for number in queue]
+        named = ((node, terminal) for node, terminal in terminals.items() if not terminal.startswith('"'))
+        return [*lines, *(line for node, terminal in named for line in rust.terminal(terminal, node))]
 
 
 def _has_text(form: Form, productive: list[bool]) -> bool:
@@ -196,14 +206,14 @@ def _inlined(form: Form, trees: dict[int, Syntax]) -> Syntax:
     return form.node if isinstance(form, Lexeme) else trees[form.number]
 
 
-def _leaves(form: Form, kind: type[Leaf]) -> list[Leaf]:
-    if isinstance(form, Sequence):
-        return [leaf for part in form.parts for leaf in _leaves(part, kind)]
-    if isinstance(form, Choice):
-        return [leaf for option in form.options for leaf in _leaves(option, kind)]
+def _rules_in(form: Form) -> list[Rule]:
+    if isinstance(form, Rule):
+        return [form]
     if isinstance(form, Times):
-        return _leaves(form.inner, kind)
-    return [form] if isinstance(form, kind) else []
+        return _rules_in(form.inner)
+    if isinstance(form, Lexeme):
+        return []
+    return [rule for part in (form.parts if isinstance(form, Sequence) else form.options) for rule in _rules_in(part)]
 
 
 def _printed(form: Form, name: Callable[[Lexeme | Rule], str]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 
 from nbsgl.engine.grammar import regex
@@ -45,6 +46,8 @@ ANNOTATIONS = frozenset(
         *("then", "else", "minContains", "maxContains"),  # say something only beside `if` and `contains`
     }
 )
+# Nothing is noted of these, and nothing in them has a place of its own.
+PLAIN = frozenset({"type", "minLength", "maxLength", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"})
 MAX_EXPONENT = 10_000  # of a constant: it may be written out
 OUT_OF_REACH = 1 << 28  # characters, items or members: a million tokens of 256 bytes
 _ITEMS = ("prefixItems", "items", "additionalItems")
@@ -75,6 +78,7 @@ class Keywords:
     def __init__(self, document: Document, solver: Any) -> None:
         self.document = document
         self.solver = solver
+        self._alike: dict[tuple[Any, ...], str] = {}
 
     def constraints(self, site: Site) -> list[Constraint]:
         """One for each keyword, those that are read together as one; `solver.refuse` hears of what is not known."""
@@ -112,7 +116,18 @@ class Keywords:
         schema = site.schema
         if schema is False or schema is True or not (schema.keys() - ANNOTATIONS):
             return None if (schema is not False) == positive else ("false", True)
-        return (site.pointer, positive)
+        return (self._first_alike(site), positive)
+
+    def _first_alike(self, site: Site) -> str:
+        """The pointer of the first schema that says the same in so many words, of those that say it plainly: objects
+        have many such members, and each is read once."""
+        said = []
+        for keyword, value in site.schema.items():
+            if keyword in PLAIN and not isinstance(value, (dict, list)):
+                said.append((keyword, type(value), value))
+            elif keyword not in ANNOTATIONS:
+                return site.pointer
+        return self._alike.setdefault((site.draft, *said), site.pointer)
 
     def conj(self, site: Site, positive: bool = True) -> Conj:
         literal = self.literal(site, positive)
@@ -196,12 +211,8 @@ class Keywords:
         for name in names:
             if name not in (*TYPES, "integer"):
                 raise bad(f"{site.pointer}/type", f"{name!r} is no type of JSON")
-        kinds = frozenset("number" if name == "integer" else name for name in names)
-        whole = "integer" in names and "number" not in names
-        number = Numbers(integer=True) if whole else Numbers()
-        rest = [Case(TYPES - kinds)] if TYPES - kinds else []
-        no = [*rest, Case(frozenset({"number"}), number=Numbers(integer=False))] if whole else rest
-        return Constraint(keyword, lambda: [Case(kinds, number=number)], lambda: no)
+        yes, no = _of_types(frozenset(names))
+        return Constraint(keyword, lambda: yes, lambda: no)
 
     def values(self, site: Site, keyword: str) -> Constraint:
         values = site.schema[keyword] if keyword == "enum" else [site.schema[keyword]]
@@ -487,6 +498,20 @@ _METHODS: dict[str, Callable[[Keywords, Site, str], Constraint | None]] = {
     "dependencies": Keywords.dependent,
 }
 _FIELDS = {"number": "number", "string": "string", "array": "array", "object": "object"}
+
+
+@lru_cache(maxsize=128)
+def _of_types(names: frozenset[str]) -> tuple[Cases, Cases]:
+    """Values of one of the types, and the others."""
+    kinds = frozenset("number" if name == "integer" else name for name in names)
+    whole = "integer" in names and "number" not in names
+    rest = [Case(TYPES - kinds)] if TYPES - kinds else []
+    if not whole:
+        return [Case(kinds)], rest
+    return [Case(kinds, number=Numbers(integer=True))], [
+        *rest,
+        Case(frozenset({"number"}), number=Numbers(integer=False)),
+    ]
 
 
 def _always(keyword: str) -> Constraint:

@@ -6,13 +6,14 @@ held by the last one, and a count of different names from below can count all ot
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 from nbsgl.engine.grammar import dfa
 from nbsgl.engine.grammar.json.cases import NEVER, Conj, Members, Objects, Some, all_of
-from nbsgl.engine.grammar.json.forms import EMPTY, NO_TEXT, Form, Lexeme, Rule, choice, sequence, times
+from nbsgl.engine.grammar.json.forms import EMPTY, NO_TEXT, Form, Lexeme, Rule, Sequence, choice, sequence, times
 from nbsgl.engine.grammar.json.keywords import Unsupported
 from nbsgl.engine.grammar.json.solver import Named
 from nbsgl.engine.grammar.json.strings import matches
@@ -20,7 +21,7 @@ from nbsgl.engine.grammar.syntax import Syntax, both, either, literal, negate
 
 MAX_PATTERNS = 6  # other names are sorted by which patterns they match: 2**6 kinds
 MAX_COUNTED = 20_000  # members times counts
-_Pairs = list[tuple[Syntax, Conj]]
+MAX_IN_ONE = 100  # parts of a rule that are copied into the one before
 
 
 def object_form(maker: Any, objects: Objects, pointer: str) -> Form:
@@ -63,6 +64,13 @@ def _names(objects: Objects) -> list[str]:
     return list(dict.fromkeys([*said, *objects.required]))
 
 
+class _State(NamedTuple):
+    """Between members: whether a comma is due before the next one, and how many there were, where that is counted."""
+
+    is_due: bool
+    count: int
+
+
 class _Object:
     """`other`: a demand that a member of a name not given must meet."""
 
@@ -71,7 +79,6 @@ class _Object:
         self.comma = maker.texts.comma
         says = Named(objects)
         self.named = [(name, self._allowed(says.value(name))) for name in _names(objects)]
-        self.given = either(literal(name) for name, _ in self.named)
         self.members = [(name, conj) for name, conj in self.named if conj != NEVER]
         self.required = frozenset(objects.required)
         self.has_missing = any(conj == NEVER and name in self.required for name, conj in self.named)
@@ -98,13 +105,17 @@ class _Object:
         for sides in product((True, False), repeat=len(patterns)):
             matched = {tree for tree, side in zip(patterns, sides) if side}
             conj = self._allowed(all_of(*(self._said(members, matched) for members in self.objects.members)))
-            parts = [tree if side else negate(tree) for tree, side in zip(patterns, sides)]
-            parts += [*self.objects.names, negate(self.given)]
             if some is not None:
                 conj = self._allowed(all_of(conj, some.value))
-                parts += [*some.fits, *map(negate, some.avoids), negate(either(map(literal, sorted(some.names))))]
-            names = both(parts)
-            if conj != NEVER and not _is_empty(names):
+            if conj == NEVER:
+                continue
+            given = either(literal(name) for name, _ in self.named)
+            demands = [tree if side else negate(tree) for tree, side in zip(patterns, sides)]
+            demands += self.objects.names
+            if some is not None:
+                demands += [*some.fits, *map(negate, some.avoids), negate(either(map(literal, sorted(some.names))))]
+            names = both([*demands, negate(given)])
+            if not demands or not _is_empty(names):
                 pairs.append(sequence([self.maker.texts.key(names), self.maker.rule(conj, self.pointer)]))
         return choice(pairs)
 
@@ -151,37 +162,57 @@ class _Object:
         return sequence([self.maker.texts.open_object, self._body(), self.maker.texts.close_object])
 
     def _body(self) -> Form:
-        """From the last member to the first: what may follow, by whether a comma is due and how many there were."""
+        """Forwards: in which states each member is met (is a comma due, and how many members were there).  Backwards:
+        what may follow."""
         size, high = len(self.members), self.objects.high
         most = max(self.objects.low, size if high is None else high) if self.is_counted else 0
-        counts = range(min(most, size) + 1)
-        if size * len(counts) > MAX_COUNTED:
+        if size * (min(most, size) + 1) > MAX_COUNTED:
             raise Unsupported(
                 self.pointer, "maxProperties", "counting the members of so large an object is not supported"
             )
-        follow = {(due, count): self._rest(due, count) for due in (False, True) for count in counts}
-        for place in reversed(range(size)):
-            follow = self._before(place, follow, counts)
-        return follow[False, 0]
+        met: list[Collection[_State]] = [[_State(False, 0)]]
+        for name, _ in self.members:
+            ways = [way for state in met[-1] for way in (self._taken(state), self._skipped(name, state))]
+            met.append(dict.fromkeys(state for state in ways if state is not None))
+        follow = {state: self._rest(*state) for state in met.pop()}
+        for (name, conj), states in zip(reversed(self.members), reversed(met)):
+            follow = self._before(name, conj, states, follow)
+        return follow[_State(False, 0)]
 
-    def _before(self, place: int, follow: dict[Any, Form], counts: range) -> dict[Any, Form]:
-        name, conj = self.members[place]
-        pair = [self.maker.texts.key(literal(name)), self.maker.rule(conj, self.pointer)]
-        shared = {key: self._shared(form) for key, form in follow.items()}
-        found: dict[Any, Form] = {}
-        for is_due, count in follow:
-            after = min(count + 1, counts[-1]) if self.is_counted else count
-            taken = sequence([*([self.comma] if is_due else []), *pair, shared[True, after]])
-            if self.is_counted and self.objects.high is not None and count + 1 > self.objects.high:
-                taken = NO_TEXT
-            skipped = NO_TEXT if name in self.required else shared[is_due, count]
-            found[is_due, count] = choice([taken, skipped])
+    def _taken(self, state: _State) -> _State | None:
+        """Behind a member that is there."""
+        if not self.is_counted:
+            return _State(True, 0)
+        return None if state.count == self.objects.high else _State(True, state.count + 1)
+
+    def _skipped(self, name: str, state: _State) -> _State | None:
+        return None if name in self.required else state
+
+    def _before(
+        self, name: str, conj: Conj, states: Collection[_State], follow: dict[_State, Form]
+    ) -> dict[_State, Form]:
+        """What may follow in each of the states before a member."""
+        pair = [self.maker.texts.name(name), self.maker.rule(conj, self.pointer)]
+        is_used_once = len(follow) == len(states) == 1 and name in self.required
+        shared = {
+            state: form if is_used_once and _is_short(form) else self._shared(form) for state, form in follow.items()
+        }
+        found = {}
+        for state in states:
+            taken, skipped = self._taken(state), self._skipped(name, state)
+            comma = [self.comma] if state.is_due else []
+            there = NO_TEXT if taken is None else sequence([*comma, *pair, shared[taken]])
+            found[state] = choice([there, NO_TEXT if skipped is None else shared[skipped]])
         return found
 
     def _shared(self, form: Form) -> Form:
         if isinstance(form, (Rule, Lexeme)) or form in (EMPTY, NO_TEXT):
             return form
         return self.maker.rules.add(self.pointer, form)
+
+
+def _is_short(form: Form) -> bool:
+    return not isinstance(form, Sequence) or len(form.parts) <= MAX_IN_ONE
 
 
 def _less(most: int | None) -> int | None:

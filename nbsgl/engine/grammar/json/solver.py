@@ -70,9 +70,14 @@ class Solver:
         """Values that satisfy all of these schemas."""
         key = (conj, self.is_marking)
         if (known := self._conjs.get(key)) is None:
-            in_order = sorted(conj, key=lambda literal: (not literal[1], self.document.order(literal[0])))
-            known = self._conjs[key] = self.product([self._literal(literal) for literal in in_order])
+            known = self._conjs[key] = self._product_of(conj)
         return known
+
+    def _product_of(self, conj: Conj) -> Cases:
+        if len(conj) == 1 and (only := next(iter(conj)))[1]:
+            return self._literal(only)
+        in_order = sorted(conj, key=lambda literal: (not literal[1], self.document.order(literal[0])))
+        return self.product([self._literal(literal) for literal in in_order])
 
     def _literal(self, literal: Literal) -> Cases:
         if literal[0] == "false":
@@ -111,14 +116,29 @@ class Solver:
 
     def product(self, factors: list[Cases]) -> Cases:
         """Values in a case of each factor.  `GrammarTooExpensive` past the limits."""
+        if all(len(factor) == 1 for factor in factors):
+            return self._all_of([case for factor in factors for case in factor])
         found = [Case()]
         for factor in sorted(factors, key=len):
-            self._merges += len(found) * len(factor)
-            if self._merges > MAX_MERGES:
-                raise _too_many(f"{MAX_MERGES:,} combinations")
+            self._count_merges(len(found) * len(factor))
             merged = (a.both(b) for a, b in pairs_of(found, factor))
             found = self.union([[case for case in merged if case is not None and self._can_be(case)]])
         return found
+
+    def _all_of(self, cases: list[Case]) -> Cases:
+        """The one case that says what all of them say, if there is one."""
+        self._count_merges(len(cases))
+        found = Case()
+        for case in cases:
+            if (merged := found.both(case)) is None:
+                return []
+            found = merged
+        return [found] if self._can_be(found) else []
+
+    def _count_merges(self, number: int) -> None:
+        self._merges += number
+        if self._merges > MAX_MERGES:
+            raise _too_many(f"{MAX_MERGES:,} combinations")
 
     def union(self, factors: list[Cases]) -> Cases:
         found = list(dict.fromkeys(case for factor in factors for case in factor))

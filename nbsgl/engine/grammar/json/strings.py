@@ -14,6 +14,7 @@ from nbsgl.engine.grammar.charset import CharSet, charset, complement, contains
 from nbsgl.engine.grammar.syntax import (
     ANY_CHAR,
     ANY_TEXT,
+    NOTHING,
     Both,
     Chars,
     Concat,
@@ -34,6 +35,7 @@ from nbsgl.engine.grammar.syntax import (
 
 QUOTE = character('"')
 _ESCAPED = charset([(0, 0x1F), (0x22, 0x22), (0x5C, 0x5C)])
+_ESCAPED_CHARS = frozenset(chr(code) for low, high in _ESCAPED for code in range(low, high + 1))
 _RAW = complement(_ESCAPED)
 _SHORT = {0x22: '"', 0x5C: "\\", 8: "b", 9: "t", 10: "n", 12: "f", 13: "r"}
 
@@ -84,12 +86,19 @@ class Strings:
         """The strings as texts of characters."""
         if self.values is not None:
             return either(literal(value) for value in sorted(self.values))
-        parts = [*self.parts, *(negate(part) for part in self.nots)]
-        if self.low or self.high is not None:
-            parts.append(repeat(ANY_CHAR, self.low, self.high))
+        parts = [*self._parts_of_length, *(negate(part) for part in self.nots)]
         if self.without:
             parts.append(negate(either(literal(value) for value in sorted(self.without))))
         return both(parts)
+
+    @property
+    def _parts_of_length(self) -> list[Syntax]:
+        if not self.low and self.high is None:
+            return list(self.parts)
+        for place, part in enumerate(self.parts):
+            if (narrowed := of_length(part, self.low, self.high)) is not None:
+                return [*self.parts[:place], narrowed, *self.parts[place + 1 :]]
+        return [*self.parts, repeat(ANY_CHAR, self.low, self.high)]
 
     @property
     def form(self) -> Syntax:
@@ -97,7 +106,7 @@ class Strings:
         if self.values is not None:
             return either(literal(json.dumps(value, ensure_ascii=False)) for value in sorted(self.values))
         if not (self.parts or self.nots or self.without):
-            return concat([QUOTE, repeat(any_spelling(), self.low, self.high), QUOTE])
+            return _of_length(self.low, self.high)
         return quoted(self.language)
 
 
@@ -106,9 +115,58 @@ def least(a: int | None, b: int | None) -> int | None:
     return b if a is None else a if b is None else min(a, b)
 
 
+def of_length(tree: Syntax, low: int, high: int | None) -> Syntax | None:
+    """The texts of so many characters, where only one repeat of a character decides how many a text has; else None.
+
+    An intersection with all texts of that length says the same, but takes llguidance longer to read.
+    """
+    parts = tree.parts if isinstance(tree, Concat) else (tree,)
+    lengths = [_length(part) for part in parts]
+    free = [part for part, length in zip(parts, lengths) if length is None]
+    rest = sum(length for length in lengths if length is not None)
+    if not free:
+        return tree if low <= rest and (high is None or rest <= high) else NOTHING
+    if len(free) > 1 or not (isinstance(free[0], Repeat) and isinstance(free[0].inner, Chars)):
+        return None
+    least_times, most_times = max(free[0].low, low - rest), least(free[0].high, None if high is None else high - rest)
+    if most_times is not None and most_times < least_times:
+        return NOTHING
+    narrowed = repeat(free[0].inner, least_times, most_times)
+    return concat(narrowed if part is free[0] else part for part in parts)
+
+
+def _length(root: Syntax) -> int | None:
+    """Of all texts; None if they differ, or where that takes more to tell."""
+    known: dict[int, int | None] = {}
+    for node in post_order(root):
+        below = [known[id(child)] for child in children(node)]
+        found: int | None = None
+        if isinstance(node, Chars):
+            found = 1
+        elif isinstance(node, Concat):
+            found = None if None in below else sum(length for length in below if length is not None)
+        elif isinstance(node, Either):
+            found = below[0] if len(set(below)) == 1 else None
+        elif isinstance(node, Repeat) and node.low == node.high and below[0] is not None:
+            found = node.low * below[0]
+        known[id(node)] = found
+    return known[id(root)]
+
+
+@lru_cache(maxsize=32)  # formats come again and again
 def quoted(language: Syntax) -> Syntax:
     """JSON strings of a language of characters: escapes only for what cannot stand raw."""
     return concat([QUOTE, spelt(language), QUOTE])
+
+
+@lru_cache(maxsize=64)
+def _of_length(low: int, high: int | None) -> Syntax:
+    return concat([QUOTE, repeat(any_spelling(), low, high), QUOTE])
+
+
+def needs_escape(text: str) -> bool:
+    """Some of its characters cannot stand in a JSON string as they are."""
+    return any(char in _ESCAPED_CHARS for char in text)
 
 
 def spelt(root: Syntax) -> Syntax:
@@ -126,32 +184,38 @@ def spelt(root: Syntax) -> Syntax:
         elif isinstance(node, Both):
             found = both(below)
         else:
-            found = both([_all_spelt(), negate(below[0])])
+            found = both([all_spelt(), negate(below[0])])
         done[id(node)] = found
     return done[id(root)]
 
 
 @lru_cache(maxsize=1)
-def _all_spelt() -> Syntax:
+def all_spelt() -> Syntax:
+    """Any characters as they are spelt."""
     return spelt(ANY_TEXT)
 
 
 @lru_cache(maxsize=1024)
 def _spelt_chars(chars: CharSet) -> Syntax:
-    raw = both_sets(chars, _RAW)
-    escaped = (low for low, high in _ESCAPED for low in range(low, high + 1) if contains(chars, low))
-    return either([Chars(raw), *map(_escape, escaped)])
+    raw = Chars(both_sets(chars, _RAW))
+    codes = [code for low, high in _ESCAPED for code in range(low, high + 1) if contains(chars, code)]
+    return either([raw, concat([character("\\"), _escapes(codes)])]) if codes else raw
 
 
-def _escape(code: int) -> Syntax:
-    if code in _SHORT:
-        return literal("\\" + _SHORT[code])
-    return concat([literal(f"\\u00{code >> 4:x}"), _hex(code & 15)])
+def _escapes(codes: list[int]) -> Syntax:
+    """What stands behind the backslash: a letter, or a number of four digits, grouped by the third."""
+    short = Chars(charset((ord(_SHORT[code]), ord(_SHORT[code])) for code in codes if code in _SHORT))
+    long: dict[int, list[int]] = {}
+    for code in codes:
+        if code not in _SHORT:
+            long.setdefault(code >> 4, []).append(code & 15)
+    numbers = (concat([character(f"{third:x}"), _hex(fourths)]) for third, fourths in long.items())
+    return either([short, concat([literal("u00"), either(numbers)])])
 
 
-def _hex(digit: int) -> Syntax:
-    lower, upper = f"{digit:x}", f"{digit:X}"
-    return Chars(charset([(ord(lower), ord(lower)), (ord(upper), ord(upper))]))
+def _hex(digits: list[int]) -> Syntax:
+    """One digit of these, in either case."""
+    return _digits("".join(f"{digit:x}" for digit in digits))
 
 
 def both_sets(a: CharSet, b: CharSet) -> CharSet:

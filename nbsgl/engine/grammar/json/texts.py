@@ -7,7 +7,7 @@ from functools import cached_property
 
 from nbsgl.engine.grammar.charset import charset
 from nbsgl.engine.grammar.json.forms import NO_TEXT, Form, Lexeme
-from nbsgl.engine.grammar.json.strings import quoted
+from nbsgl.engine.grammar.json.strings import needs_escape, quoted
 from nbsgl.engine.grammar.syntax import NOTHING, Chars, Syntax, concat, literal, repeat
 
 _SPACE = repeat(Chars(charset([(0x20, 0x20), (0x09, 0x0A), (0x0D, 0x0D)])))
@@ -44,7 +44,18 @@ class Texts:
     def comma(self) -> Lexeme:
         return Lexeme(self._around(","))
 
+    @cached_property
+    def _colon(self) -> Syntax:
+        return self._around(":")
+
     def key(self, names: Syntax) -> Form:
         """A member's name, one of a language, with its colon."""
-        spelt = concat([quoted(names), self._around(":")])
-        return NO_TEXT if spelt == NOTHING else Lexeme(spelt)
+        return self._key(quoted(names))
+
+    def name(self, name: str) -> Form:
+        """Just this name, with its colon."""
+        return self._key(quoted(literal(name)) if needs_escape(name) else literal(f'"{name}"'))
+
+    def _key(self, spelt: Syntax) -> Form:
+        key = concat([spelt, self._colon])
+        return NO_TEXT if key == NOTHING else Lexeme(key)
