@@ -184,13 +184,13 @@ class Maker:
 
     def _forms(self, case: Case, pointer: str) -> Iterable[Form]:
         if "null" in case.types:
-            yield self._lexeme(literal("null"))
+            yield Lexeme(literal("null"))
         if "boolean" in case.types:
-            yield self._lexeme(_booleans(case.booleans))
+            yield Lexeme(_booleans(case.booleans))
         if "number" in case.types:
             yield self._number(case.number, pointer)
         if "string" in case.types:
-            yield self._lexeme(case.string.form)
+            yield _lexeme(case.string.form, case.string.is_crossed)
         if "array" in case.types:
             yield self._held(array_form, case.array, Arrays(), pointer)
         if "object" in case.types:
@@ -198,7 +198,7 @@ class Maker:
 
     def _number(self, number: Numbers, pointer: str) -> Form:
         try:
-            return self._lexeme(number.form)
+            return _lexeme(number.form, number.is_crossed)
         except TooWide:
             pass
         try:
@@ -227,8 +227,10 @@ class Maker:
             self.solver.refuse(error.pointer, error.keyword, error.reason)
             return self._held(form, _without(says, error.keyword, nothing), nothing, pointer)
 
-    def _lexeme(self, node: Syntax) -> Form:
-        return NO_TEXT if node == NOTHING or _is_empty(node) else Lexeme(node)
+
+def _lexeme(node: Syntax, is_crossed: bool) -> Form:
+    """No text where the intersections of a crossed one leave nothing."""
+    return NO_TEXT if node == NOTHING or (is_crossed and _is_empty(node)) else Lexeme(node)
 
 
 @lru_cache(maxsize=256)

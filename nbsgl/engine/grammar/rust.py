@@ -6,9 +6,10 @@ Intersection and complement have no spelling inside a regex; llguidance's Lark h
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import lru_cache
+
+import msgspec
 
 from nbsgl.engine.grammar.charset import CharSet
 from nbsgl.engine.grammar.json.strings import all_spelt
@@ -72,7 +73,7 @@ def string_of(node: Syntax) -> str | None:
 
 def quoted(text: str) -> str:
     """A Lark string, which is JSON's without a raw U+007F."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return msgspec.json.encode(text).decode().replace("\x7f", "\\u007f")
 
 
 @lru_cache(maxsize=32)  # formats come again and again; at most 4 MiB each

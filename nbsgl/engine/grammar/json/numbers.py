@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal
 from fractions import Fraction
+from functools import lru_cache
 
 from nbsgl.engine.grammar import dfa
 from nbsgl.engine.grammar.charset import charset
@@ -33,6 +34,7 @@ MAX_DIGITS = 400  # of a bound, and of a step
 _EXACT = Context(prec=4 * MAX_DIGITS, Emax=MAX_EMAX, Emin=MIN_EMIN)  # the usual one rounds to 28 digits
 
 
+@lru_cache(maxsize=128)
 def span(low: int, high: int) -> Syntax:
     """One digit between two; none if they are the wrong way round."""
     return Chars(charset([(48 + low, 48 + high)])) if low <= high else NOTHING
@@ -130,6 +132,12 @@ class Numbers:
         return low, high
 
     @property
+    def is_crossed(self) -> bool:
+        """There may be intersections in `form`, which may leave nothing."""
+        conditions = self.multiples or self.not_multiples or self.without or self.integer is False
+        return self.values is None and bool(conditions)
+
+    @property
     def form(self) -> Syntax:
         """The numbers as texts; `TooWide` for multiples that no small automaton knows."""
         if self.is_empty:
@@ -213,6 +221,7 @@ def _floor(value: Decimal | Fraction) -> int:
 # ---- ranges of integers ----------------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=256)
 def integers_between(low: int | None, high: int | None) -> Syntax:
     """Integers in JSON's spelling without -0; None is no bound."""
     options = []

@@ -82,6 +82,11 @@ class Strings:
         return self.values == frozenset() or (self.high is not None and self.high < self.low)
 
     @property
+    def is_crossed(self) -> bool:
+        """There may be intersections in `form`, which may leave nothing."""
+        return self.values is None and bool(self.parts or self.nots or self.without)
+
+    @property
     def language(self) -> Syntax:
         """The strings as texts of characters."""
         if self.values is not None:
