@@ -15,7 +15,7 @@ from nbsgl.engine.grammar.char_dfa import TooManyStates, char_dfa
 from nbsgl.engine.grammar.spelling import spell
 from nbsgl.engine.grammar.syntax import Syntax
 
-__all__ = ["DEAD", "MAX_STATES", "START", "ByteDfa", "TooManyStates", "build"]
+__all__ = ["DEAD", "MAX_STATES", "START", "ByteDfa", "TooManyStates", "build", "is_surely_empty"]
 
 DEAD, START = 0, 1
 MAX_STATES = 4096
@@ -52,3 +52,11 @@ def build(node: Syntax, max_states: int = MAX_STATES) -> ByteDfa:
     automaton of that size may cost: well under a second with the default, whatever the tree.
     """
     return ByteDfa(*spell(*char_dfa(node, max_states), max_states))
+
+
+def is_surely_empty(node: Syntax) -> bool:
+    """No text is in the language; what is too large to tell is taken to have texts."""
+    try:
+        return build(node).is_empty
+    except TooManyStates:
+        return False

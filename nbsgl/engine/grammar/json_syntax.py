@@ -235,13 +235,8 @@ def _lexeme(node: Syntax, is_crossed: bool) -> Form:
 
 @lru_cache(maxsize=256)
 def _is_empty(node: Syntax) -> bool:
-    """Nothing is left of an intersection; what is too large to tell is taken to have texts."""
-    if not any(isinstance(inner, (Both, Not)) for inner in post_order(node)):
-        return False
-    try:
-        return dfa.build(node).is_empty
-    except dfa.TooManyStates:
-        return False
+    """Nothing is left of an intersection."""
+    return any(isinstance(inner, (Both, Not)) for inner in post_order(node)) and dfa.is_surely_empty(node)
 
 
 def _without(says: Any, keyword: str, nothing: Any) -> Any:

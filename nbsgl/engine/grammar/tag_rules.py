@@ -161,7 +161,7 @@ def _are_alike(one: Head, other: Head) -> bool:
 
 def _tree_in_tags(spec: GrammarSpec) -> Syntax | None:
     """The tree that becomes a terminal."""
-    tree = NotRegular("JSON") if is_json(spec) else trees.tree_of(spec)
+    tree = None if is_json(spec) else trees.tree_of(spec)
     return None if isinstance(tree, NotRegular) else tree
 
 

@@ -28,6 +28,7 @@ from nbsgl.engine.grammar.json.cases import (
     Objects,
     Some,
 )
+from nbsgl.engine.grammar.json.constants import is_none_of, is_one_of, shape_of
 from nbsgl.engine.grammar.json.document import Document, Site
 from nbsgl.engine.grammar.json.numbers import MAX_DIGITS, Numbers
 from nbsgl.engine.grammar.json.strings import Strings
@@ -221,7 +222,7 @@ class Keywords:
         if len(values) > MAX_ENUM:
             raise bad(f"{site.pointer}/enum", f"{len(values):,} values, the limit is {MAX_ENUM:,}")
         inner = [
-            self.document.made(_shape_of(value), site, f"{keyword}{place}")
+            self.document.made(shape_of(value), site, f"{keyword}{place}")
             for place, value in enumerate(values)
             if isinstance(value, (dict, list))
         ]
@@ -233,12 +234,12 @@ class Keywords:
 
         def yes() -> Cases:
             inside = [case.unseen for conj in containers for case in self.solver.cases(conj)]
-            return self.solver.union([_is_one_of(scalars), inside])
+            return self.solver.union([is_one_of(scalars), inside])
 
         return Constraint(
             keyword,
             yes,
-            lambda: self.solver.product([_is_none_of(scalars), *map(self.solver.cases, not_containers)]),
+            lambda: self.solver.product([is_none_of(scalars), *map(self.solver.cases, not_containers)]),
         )
 
     # ---- numbers and strings -----------------------------------------------------------------------------------------
@@ -497,7 +498,6 @@ _METHODS: dict[str, Callable[[Keywords, Site, str], Constraint | None]] = {
     "dependentSchemas": Keywords.dependent,
     "dependencies": Keywords.dependent,
 }
-_FIELDS = {"number": "number", "string": "string", "array": "array", "object": "object"}
 
 
 @lru_cache(maxsize=128)
@@ -551,60 +551,3 @@ def _names(value: Any, pointer: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise bad(pointer, "a list of names is needed")
     return tuple(dict.fromkeys(value))
-
-
-# ---- enum and const --------------------------------------------------------------------------------------------------
-
-
-def _shape_of(value: dict[str, Any] | list[Any]) -> dict[str, Any]:
-    """A schema of just this object or array."""
-    if isinstance(value, dict):
-        return {
-            "type": "object",
-            "properties": {name: {"const": inner} for name, inner in value.items()},
-            "required": list(value),
-            "additionalProperties": False,
-        }
-    inner = [{"const": item} for item in value]
-    return {"type": "array", "prefixItems": inner, "items": False, "minItems": len(inner)}
-
-
-def _is_one_of(scalars: list[Any]) -> Cases:
-    kinds = {_kind(value) for value in scalars}
-    if not kinds:
-        return []
-    strings = [value for value in scalars if isinstance(value, str)]
-    numbers = [text for value in scalars if _kind(value) == "number" for text in _spellings(value)]
-    return [
-        Case(
-            frozenset(kinds),
-            frozenset(value for value in scalars if isinstance(value, bool)),
-            Numbers(values=frozenset(numbers)),
-            Strings(values=frozenset(strings)),
-        )
-    ]
-
-
-def _is_none_of(scalars: list[Any]) -> Cases:
-    kinds = {_kind(value) for value in scalars}
-    return [
-        Case(
-            TYPES - (kinds & {"null"}),
-            frozenset({False, True}) - {value for value in scalars if isinstance(value, bool)},
-            Numbers(without=frozenset(Decimal(value) for value in scalars if _kind(value) == "number")),
-            Strings(without=frozenset(value for value in scalars if isinstance(value, str))),
-        )
-    ]
-
-
-def _kind(value: Any) -> str:
-    if value is None:
-        return "null"
-    return "boolean" if isinstance(value, bool) else "string" if isinstance(value, str) else "number"
-
-
-def _spellings(value: int | Decimal) -> list[str]:
-    """As it is written, and as an integer if it is one."""
-    if isinstance(value, Decimal) and value == value.to_integral_value() and value.adjusted() < 20:
-        return [str(value), str(int(value))]
-    return [str(value)]

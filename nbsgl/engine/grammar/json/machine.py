@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from nbsgl.engine.grammar.charset import charset
-from nbsgl.engine.grammar.syntax import EMPTY_TEXT, NOTHING, Chars, Syntax, concat, either, num_positions, repeat
+from nbsgl.engine.grammar.syntax import EMPTY_TEXT, NOTHING, Chars, Syntax, concat, either, repeat
 
 MAX_STATES = 2_000
 MAX_KEPT = 40  # states after minimising
@@ -62,34 +62,41 @@ def _eliminated(edges: list[dict[str, int]], accepting: list[bool], block: list[
     for state in {number: state for state, number in enumerate(block)}.values():
         for char, target in edges[state].items():
             chars.setdefault((block[state], block[target]), []).append(char)
-    table: dict[tuple[int, int], Syntax] = {
-        pair: Chars(charset((ord(char), ord(char)) for char in found)) for pair, found in chars.items()
-    }
+    table = {pair: _Way(Chars(charset((ord(char), ord(char)) for char in found)), 1) for pair, found in chars.items()}
     first, last = -1, -2
-    table[first, block[0]] = EMPTY_TEXT
+    table[first, block[0]] = _Way(EMPTY_TEXT, 0)
     for state, number in enumerate(block):
         if accepting[state]:
-            table[number, last] = EMPTY_TEXT
-    sizes = {pair: num_positions(node) for pair, node in table.items()}
+            table[number, last] = _Way(EMPTY_TEXT, 0)
     left = set(range(count))
     while left:
         state = min(left, key=lambda s: sum(a == s for a, _ in table) * sum(b == s for _, b in table))
         left.remove(state)
-        _take_out(table, sizes, state)
-    return table.get((first, last), NOTHING)
+        _take_out(table, state)
+    return table.get((first, last), _NO_WAY).node
 
 
-def _take_out(table: dict[tuple[int, int], Syntax], sizes: dict[tuple[int, int], int], state: int) -> None:
-    """`sizes`: characters of each tree, counted beside it, as a walk of them all took longer than making them."""
-    loop, loop_size = repeat(table.pop((state, state), NOTHING)), sizes.pop((state, state), 0)
-    into = {a: node for (a, b), node in table.items() if b == state}
-    out = {b: node for (a, b), node in table.items() if a == state}
+class _Way(NamedTuple):
+    """A tree, and its characters, which are counted beside it: to walk all trees took longer than to make them."""
+
+    node: Syntax
+    size: int
+
+
+_NO_WAY = _Way(NOTHING, 0)
+
+
+def _take_out(table: dict[tuple[int, int], _Way], state: int) -> None:
+    loop = table.pop((state, state), _NO_WAY)
+    again = repeat(loop.node)
+    into = {a: way for (a, b), way in table.items() if b == state}
+    out = {b: way for (a, b), way in table.items() if a == state}
+    for pair in [pair for pair in table if state in pair]:
+        del table[pair]
     for a, before in into.items():
         for b, after in out.items():
-            size = sizes.get((a, b), 0) + sizes[a, state] + loop_size + sizes[state, b]
+            known = table.get((a, b), _NO_WAY)
+            size = known.size + before.size + loop.size + after.size
             if size > MAX_POSITIONS:
                 raise TooWide("an automaton without a small pattern")
-            table[a, b] = either([table.get((a, b), NOTHING), concat([before, loop, after])])
-            sizes[a, b] = size
-    for pair in [pair for pair in table if state in pair]:
-        del table[pair], sizes[pair]
+            table[a, b] = _Way(either([known.node, concat([before.node, again, after.node])]), size)

@@ -27,10 +27,10 @@ def multiples_of(step: Decimal, whole: bool) -> Syntax:
     One automaton, or where that has no small tree one for each prime power of the step.
     """
     number, places = whole_step(step, whole)
-    powers = _prime_powers(number)
     try:
         return _scaled(number, places, whole)
     except TooWide:
+        powers = _prime_powers(number)
         if len(powers) < 2:
             raise
         return both(_scaled(power, places, whole) for power in powers)

@@ -134,8 +134,12 @@ class Numbers:
     @property
     def is_crossed(self) -> bool:
         """There may be intersections in `form`, which may leave nothing."""
-        conditions = self.multiples or self.not_multiples or self.without or self.integer is False
-        return self.values is None and bool(conditions)
+        return self.values is None and (self._is_picked or self.integer is False)
+
+    @property
+    def _is_picked(self) -> bool:
+        """More than bounds decides which numbers they are."""
+        return bool(self.multiples or self.not_multiples or self.without)
 
     @property
     def form(self) -> Syntax:
@@ -145,10 +149,9 @@ class Numbers:
         if self.values is not None:
             return either(literal(text) for text in sorted(self.values))
         whole = self.integer or any(is_whole(step) for step in self.multiples)
-        extra = self.multiples or self.not_multiples or self.without
-        if not extra and self.low is None and self.high is None and self.integer is not False:
+        if not self._is_picked and self.low is None and self.high is None and self.integer is not False:
             return INTEGER if whole else NUMBER
-        if whole and not extra:
+        if whole and not self._is_picked:
             return integers_between(*self._whole_bounds())
         if (listed := self._listed()) is not None:
             return either(literal(str(int(value))) if whole else equal_to(value) for value in listed)
@@ -176,19 +179,13 @@ class Numbers:
     def _decimals(self, whole: bool) -> Syntax:
         parts = [multiples_of(step, whole) for step in sorted(self.multiples) if not (whole and step == 1)]
         if not parts or self.low is not None or self.high is not None:
-            parts.append(self._within(whole))
+            bounds = self.low, self.low_open, self.high, self.high_open
+            parts.append(integers_between(*self._whole_bounds()) if whole else _between(*bounds))
         if self.integer is False:
             parts.append(negate(_INTEGRAL))
         parts += [negate(multiples_of(step, False)) for step in sorted(self.not_multiples)]
         parts += [negate(equal_to(value)) for value in sorted(self.without)]
         return both(parts)
-
-    def _within(self, whole: bool) -> Syntax:
-        if whole:
-            return integers_between(*self._whole_bounds())
-        if self.low is None and self.high is None:
-            return _PLAIN
-        return _between(self.low, self.low_open, self.high, self.high_open)
 
 
 def _below(numbers: Numbers) -> tuple[bool, Decimal, bool]:
@@ -288,14 +285,9 @@ def _digits_between(a: str, b: str) -> Syntax:
 # ---- ranges of decimals ----------------------------------------------------------------------------------------------
 
 _POSITIVE_TAIL = concat([repeat(DIGIT), span(1, 9), repeat(DIGIT)])
-_POSITIVE = either(
-    [concat([span(1, 9), repeat(DIGIT), _FRACTION]), concat([span(0, 0), DOT, _POSITIVE_TAIL])],
-)
-_PLAIN = either([concat([_WHOLE, _FRACTION]), concat([MINUS, _POSITIVE])])
-_PLAIN_WHOLE = integers_between(None, None)
 _ZERO = Decimal(0)
 _ZEROS = optional(concat([DOT, repeat(span(0, 0), 1)]))
-_INTEGRAL = concat([_PLAIN_WHOLE, _ZEROS])
+_INTEGRAL = concat([integers_between(None, None), _ZEROS])
 
 
 def equal_to(value: Decimal) -> Syntax:

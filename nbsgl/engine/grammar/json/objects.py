@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
+from functools import cached_property
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -93,6 +94,11 @@ class _Object:
     def _allowed(self, conj: Conj) -> Conj:
         return conj if self.maker.possible(conj) else NEVER
 
+    @cached_property
+    def not_given(self) -> Syntax:
+        """The other names."""
+        return negate(either(literal(name) for name, _ in self.named))
+
     # ---- members of other names --------------------------------------------------------------------------------------
 
     def _pair(self, some: Some | None) -> Form:
@@ -109,13 +115,12 @@ class _Object:
                 conj = self._allowed(all_of(conj, some.value))
             if conj == NEVER:
                 continue
-            given = either(literal(name) for name, _ in self.named)
             demands = [tree if side else negate(tree) for tree, side in zip(patterns, sides)]
             demands += self.objects.names
             if some is not None:
                 demands += [*some.fits, *map(negate, some.avoids), negate(either(map(literal, sorted(some.names))))]
-            names = both([*demands, negate(given)])
-            if not demands or not _is_empty(names):
+            names = both([*demands, self.not_given])
+            if not demands or not dfa.is_surely_empty(names):
                 pairs.append(sequence([self.maker.texts.key(names), self.maker.rule(conj, self.pointer)]))
         return choice(pairs)
 
@@ -217,10 +222,3 @@ def _is_short(form: Form) -> bool:
 
 def _less(most: int | None) -> int | None:
     return None if most is None else most - 1
-
-
-def _is_empty(names: Syntax) -> bool:
-    try:
-        return dfa.build(names).is_empty
-    except dfa.TooManyStates:
-        return False

@@ -110,7 +110,7 @@ class Strings:
         """The strings as JSON spells them: with every escape there is where only lengths are asked for."""
         if self.values is not None:
             return either(literal(json.dumps(value, ensure_ascii=False)) for value in sorted(self.values))
-        if not (self.parts or self.nots or self.without):
+        if not self.is_crossed:
             return _of_length(self.low, self.high)
         return quoted(self.language)
 
